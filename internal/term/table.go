@@ -1,0 +1,150 @@
+package term
+
+import (
+	"io"
+	"os"
+	"strings"
+
+	"github.com/mattn/go-runewidth"
+	"golang.org/x/term"
+)
+
+// Column is one column of a Table.
+type Column struct {
+	Title string
+	Right bool // numbers are read from the right
+	// Flex marks the one column that gives way when the table is wider than
+	// the terminal; at most one.
+	Flex bool
+}
+
+// Table collects rows and prints them aligned. Cells are escaped: they may come
+// from a guest.
+type Table struct {
+	cols []Column
+	rows [][]string
+	hot  map[int]bool
+}
+
+// NewTable returns an empty table.
+func NewTable(cols ...Column) *Table { return &Table{cols: cols, hot: map[int]bool{}} }
+
+// Row adds a row with one cell per column.
+func (t *Table) Row(cells ...string) {
+	row := make([]string, len(t.cols))
+	for i := range row {
+		if i < len(cells) {
+			row[i] = Escape(cells[i])
+		}
+	}
+	t.rows = append(t.rows, row)
+}
+
+// Highlight marks the row that was added last: it is printed in red on a
+// terminal with colour.
+func (t *Table) Highlight() { t.hot[len(t.rows)-1] = true }
+
+// minFlex is what a flex column keeps on the narrowest terminal.
+const minFlex = 12
+
+// Print writes the table to w, cut to the width of the terminal when w is one.
+func (t *Table) Print(w io.Writer) error {
+	widths := make([]int, len(t.cols))
+	for i, c := range t.cols {
+		widths[i] = runewidth.StringWidth(c.Title)
+	}
+	for _, r := range t.rows {
+		for i, c := range r {
+			widths[i] = max(widths[i], runewidth.StringWidth(c))
+		}
+	}
+	if limit := Width(w); limit > 0 {
+		total := 2 * (len(widths) - 1)
+		for _, n := range widths {
+			total += n
+		}
+		for i, c := range t.cols {
+			if c.Flex && total > limit {
+				widths[i] = max(minFlex, widths[i]-(total-limit))
+			}
+		}
+	}
+	titles := make([]string, len(t.cols))
+	for i, c := range t.cols {
+		titles[i] = c.Title
+	}
+	st := NewStyle(w)
+	if _, err := io.WriteString(w, st.Bold(t.line(titles, widths))+"\n"); err != nil {
+		return err
+	}
+	for i, r := range t.rows {
+		line := t.line(r, widths)
+		if t.hot[i] {
+			line = st.Red(line)
+		}
+		if _, err := io.WriteString(w, line+"\n"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *Table) line(cells []string, widths []int) string {
+	var b strings.Builder
+	for i, c := range cells {
+		if i > 0 {
+			b.WriteString("  ")
+		}
+		if t.cols[i].Flex && runewidth.StringWidth(c) > widths[i] {
+			c = runewidth.Truncate(c, widths[i], "…")
+		}
+		fill := strings.Repeat(" ", max(0, widths[i]-runewidth.StringWidth(c)))
+		if t.cols[i].Right {
+			b.WriteString(fill + c)
+		} else {
+			b.WriteString(c + fill)
+		}
+	}
+	return strings.TrimRight(b.String(), " ")
+}
+
+// Width returns the columns of the terminal that w is, or 0 when w is none.
+func Width(w io.Writer) int {
+	f, ok := w.(*os.File)
+	if !ok || !term.IsTerminal(int(f.Fd())) {
+		return 0
+	}
+	n, _, err := term.GetSize(int(f.Fd()))
+	if err != nil {
+		return 80
+	}
+	return n
+}
+
+// Style writes in colour where that is wanted: on a terminal, with NO_COLOR
+// unset (no-color.org) and TERM not "dumb".
+type Style struct{ on bool }
+
+// NewStyle returns the style for w.
+func NewStyle(w io.Writer) Style {
+	return Style{on: Width(w) > 0 && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"}
+}
+
+// Bold returns s in bold.
+func (s Style) Bold(t string) string { return s.wrap("1", t) }
+
+// Red returns s in red.
+func (s Style) Red(t string) string { return s.wrap("31", t) }
+
+// Green returns s in green.
+func (s Style) Green(t string) string { return s.wrap("32", t) }
+
+// Dim returns s dimmed.
+func (s Style) Dim(t string) string { return s.wrap("2", t) }
+
+func (s Style) wrap(code, t string) string {
+	if !s.on {
+		return t
+	}
+	return "\x1b[" + code + "m" + t + "\x1b[0m"
+}
