@@ -1,0 +1,90 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/vantage-vmi/vantage/internal/term"
+	"github.com/vantage-vmi/vantage/introspect"
+)
+
+// printJSON prints v as one line. HTML characters stay as they are; they are
+// escaped where HTML is made.
+func (a *app) printJSON(v any) error {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(v); err != nil {
+		return fmt.Errorf("encode output: %w", err)
+	}
+	_, err := a.stdout.Write(b.Bytes())
+	return err
+}
+
+// incomplete reports what a walk missed on stderr and returns the error that
+// ends the program with status 3; nil when nothing was missed.
+func (a *app) incomplete(c *introspect.Coverage) error {
+	if c == nil || c.Complete() {
+		return nil
+	}
+	problems := c.Problems()
+	if a.json {
+		err := a.printJSONTo(struct {
+			Incomplete bool                 `json:"incomplete"`
+			Total      int                  `json:"problems_total"`
+			Problems   []introspect.Problem `json:"problems"`
+		}{true, c.Total(), problems})
+		if err != nil {
+			return err
+		}
+		return &exitError{code: exitIncomplete}
+	}
+	const most = 8
+	fmt.Fprintf(a.stderr, "vantage: incomplete: %d things could not be read\n", c.Total())
+	for i, p := range problems {
+		if i == most {
+			fmt.Fprintf(a.stderr, "  … and %d more (--json lists them)\n", c.Total()-most)
+			break
+		}
+		fmt.Fprintf(a.stderr, "  %s\n", term.Escape(p.String()))
+	}
+	return &exitError{code: exitIncomplete}
+}
+
+// printJSONTo prints v as one line on stderr, where all that is not a result
+// goes.
+func (a *app) printJSONTo(v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encode output: %w", err)
+	}
+	_, err = fmt.Fprintf(a.stderr, "%s\n", b)
+	return err
+}
+
+// bytesText writes n as people read it: 512M, 1.5G.
+func bytesText(n uint64) string {
+	const unit = 1024
+	if n < unit {
+		return fmt.Sprintf("%dB", n)
+	}
+	v, i := float64(n), -1
+	for v >= unit && i < 5 {
+		v /= unit
+		i++
+	}
+	if v == float64(uint64(v)) || v >= 100 {
+		return fmt.Sprintf("%.0f%c", v, "KMGTPE"[i])
+	}
+	return fmt.Sprintf("%.1f%c", v, "KMGTPE"[i])
+}
+
+// timeText writes t for a table; the zero time as "-".
+func timeText(t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	return t.UTC().Format("2006-01-02 15:04:05")
+}
