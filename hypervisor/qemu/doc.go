@@ -1,0 +1,50 @@
+// Package qemu is the driver for running QEMU virtual machines: any of them,
+// whoever started it, with no option of ours on its command line.
+//
+// # How a VM is reached
+//
+// Discovery reads /proc only. The guest's RAM layout follows from the command
+// line (machine type, -m, -numa, memory backends) and, where a QMP monitor is
+// there and free, is checked against QEMU's own `info mtree -f`. The bytes come
+// from a read-only view of the RAM's file where the backend is shared, else
+// from the process's address space (process_vm_readv, /proc/PID/mem).
+// Registers come through QMP or, under KVM and without stopping or asking
+// anyone, from the vCPUs' kvm_run pages (package internal/kvmrun).
+//
+// # What is RAM
+//
+// The same with QMP and without it: the machine's main memory as the board
+// maps it (below the PCI hole, and above 4 GiB), plus DIMMs where QMP tells of
+// them; less the VGA window 0xa0000-0xbffff, which no firmware ever reports as
+// RAM. In 0xc0000-0xfffff the RAM behind the firmware's window is read: it is
+// what the guest sees there once its firmware has shadowed itself, and zeros
+// or leftovers before. Video memory, ROMs and other device memory are not RAM.
+//
+// # What a VM's end looks like
+//
+// Opening a VM takes a pidfd, so that a PID that is used again is never
+// mistaken for the VM. A goroutine waits on it; from the moment it wakes every
+// method answers with an error that wraps hypervisor.ErrGone. A read that fails
+// asks the pidfd at once, so that a failure caused by the VM's end is always
+// told as such. A read that succeeds is of a VM that lived when the read
+// began, give or take that goroutine's wake-up: views of a shared backend stay
+// readable after the VM's end, and then hold its last bytes.
+//
+// # What is promised to the guest
+//
+// Reading never stops a guest, never writes to it, and never makes its host
+// allocate pages that the guest had not touched, except by reading through
+// MapPhys. A Pause is deliberate and outlives us: neither Close nor the death
+// of our process resumes the VM, since a VM that was stopped because it is
+// infected must not run on because an observer crashed. Resume it with
+// Resume, or with `cont` on any monitor. Passive register reads set
+// kvm_valid_regs for some milliseconds; killed right then, the guest runs on,
+// and pays a copy of some hundred bytes at each exit.
+//
+// A QMP monitor serves one client. It is connected to for each operation, for
+// milliseconds, and never while another client is on it: that is read from
+// /proc/PID/net/unix, not tried.
+//
+// This package must not import any other driver, nor introspect or anything
+// above it.
+package qemu
