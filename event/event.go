@@ -66,15 +66,16 @@ func (s Severity) Rank() int {
 }
 
 // Event is one thing that happened. Which of the parts are set depends on Kind;
-// the others are nil. Make one with Source.New, which fills in the first five
-// fields.
+// the others are nil. Make one with Source.New, which fills in the first
+// five fields.
 type Event struct {
 	SchemaVersion string   `json:"schema_version"`
 	ID            string   `json:"id"`   // UUIDv7 of Source; sorts by time
 	Time          Time     `json:"time"` // when it happened, or was seen
 	Kind          Kind     `json:"kind"`
 	Severity      Severity `json:"severity"`
-	Cause         string   `json:"cause,omitempty"` // ID of the event that this one answers
+	Cause         string   `json:"cause,omitempty"`      // ID of the event that this one answers
+	CauseKind     Kind     `json:"cause_kind,omitempty"` // its kind
 	VM            *VM      `json:"vm,omitempty"`
 	Process       *Process `json:"process,omitempty"`
 	Module        *Module  `json:"module,omitempty"`
@@ -199,9 +200,20 @@ type Response struct {
 	DurationSeconds float64        `json:"duration_seconds,omitempty"`
 }
 
+// Stage says where policy went wrong.
+type Stage string
+
+// Stages of policy.
+const (
+	StageLoad     Stage = "load"     // reading, parsing or compiling it
+	StageEvaluate Stage = "evaluate" // evaluating it: an error of Rego, or the deadline
+	StageResult   Stage = "result"   // what it returned is no decision
+	StageLog      Stage = "log"      // writing the decision log
+)
+
 // Policy tells of policy itself.
 type Policy struct {
-	Stage    string `json:"stage"`               // "load", "evaluate", "result", "log"
+	Stage    Stage  `json:"stage"`
 	Path     string `json:"path,omitempty"`      // the folder or bundle
 	Revision string `json:"revision,omitempty"`  // of the policy that stays in force
 	Digest   string `json:"digest,omitempty"`    // of the policy that stays in force

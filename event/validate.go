@@ -24,6 +24,8 @@ func (e *Event) Validate() error {
 		return fmt.Errorf("%w: id %.80q", ErrInvalid, e.ID)
 	case len(e.Cause) > maxIDLen || !isToken(e.Cause):
 		return fmt.Errorf("%w: cause %.80q", ErrInvalid, e.Cause)
+	case len(e.CauseKind) > maxKindLen || !isToken(string(e.CauseKind)):
+		return fmt.Errorf("%w: cause_kind %.80q", ErrInvalid, e.CauseKind)
 	case e.Time.IsZero():
 		return fmt.Errorf("%w: no time", ErrInvalid)
 	case e.Kind == "" || len(e.Kind) > maxKindLen || !isToken(string(e.Kind)):
@@ -33,6 +35,32 @@ func (e *Event) Validate() error {
 	}
 	if part := e.missingPart(); part != "" {
 		return fmt.Errorf("%w: %s without %s", ErrInvalid, e.Kind, part)
+	}
+	return e.checkParts()
+}
+
+// checkParts checks the values that the schema closes.
+func (e *Event) checkParts() error {
+	if r := e.Response; r != nil {
+		ok := r.Name != ""
+		switch e.Kind {
+		case ResponseDone:
+			ok = ok && r.Outcome == Done
+		case ResponseFailed:
+			ok = ok && r.Outcome == Failed && r.Error != ""
+		case ResponseSkipped:
+			ok = ok && (r.Outcome == DryRun || r.Outcome == Duplicate || r.Outcome == Refused)
+		}
+		if !ok {
+			return fmt.Errorf("%w: %s with response %.40q, outcome %.40q", ErrInvalid, e.Kind, r.Name, r.Outcome)
+		}
+	}
+	if p := e.Policy; p != nil {
+		switch p.Stage {
+		case StageLoad, StageEvaluate, StageResult, StageLog:
+		default:
+			return fmt.Errorf("%w: policy stage %.40q", ErrInvalid, p.Stage)
+		}
 	}
 	return nil
 }
