@@ -1,7 +1,6 @@
 package profile
 
 import (
-	"context"
 	"log/slog"
 
 	"github.com/vantage-vmi/vantage/hypervisor"
@@ -46,17 +45,6 @@ type Kernel struct {
 	Symbols *Symbols
 	// FromCache reports whether the tables' indices came from Options.CacheDir.
 	FromCache bool
-}
-
-// Find finds the running Linux kernel in mem. With regs (of any vCPU) it is
-// found from the page table that the vCPU uses; with none from RAM alone,
-// which reads all of it once.
-//
-// It returns ErrNoKernel when there is none. When the kernel has no BTF, or a
-// damaged one, it returns the Kernel without Types, and the error (ErrNoBTF, or
-// one that wraps ErrDamaged).
-func Find(ctx context.Context, mem hypervisor.Memory, regs []hypervisor.Registers, opt Options) (*Kernel, error) {
-	return nil, ErrNoKernel
 }
 
 // Symbol returns the address of the symbol name: the first one when several
