@@ -17,7 +17,7 @@ func Marshal(e *Event) ([]byte, error) {
 	if err := e.Validate(); err != nil {
 		return nil, err
 	}
-	return marshalLine(normalize(e))
+	return MarshalLine(normalize(e))
 }
 
 // normalize returns a copy of e in which lists that the schema requires are not
@@ -44,16 +44,17 @@ func normalize(e *Event) *Event {
 // U+FFFD of the input itself is written as its three bytes instead.
 var replacement = []byte(`\ufffd`)
 
-// marshalLine writes any value of this package safely, on one line.
-func marshalLine(v any) ([]byte, error) {
+// MarshalLine writes any value as JSON on one line, its strings escaped as those
+// of Marshal. It is for the other records in which strings of a guest end up.
+func MarshalLine(v any) ([]byte, error) {
 	b, err := json.Marshal(v)
 	if err != nil {
-		return nil, fmt.Errorf("encode event: %w", err)
+		return nil, fmt.Errorf("encode: %w", err)
 	}
 	if bytes.Contains(b, replacement) {
 		b, err = json.Marshal(cleanStrings(reflect.ValueOf(v)).Interface())
 		if err != nil {
-			return nil, fmt.Errorf("encode event: %w", err)
+			return nil, fmt.Errorf("encode: %w", err)
 		}
 	}
 	return escapeRunes(b), nil

@@ -55,8 +55,8 @@ func validUTF8(s string) string {
 	return b.String()
 }
 
-// cleanStrings applies validUTF8 to every string in v, a tree of this package's
-// types. It returns a copy of what it changes; v stays as it was.
+// cleanStrings applies validUTF8 to every string in v that is written as JSON; v
+// must be a tree. It returns a copy of what it changes; v stays as it was.
 func cleanStrings(v reflect.Value) reflect.Value {
 	switch v.Kind() {
 	case reflect.String:
@@ -77,7 +77,7 @@ func cleanStrings(v reflect.Value) reflect.Value {
 		c.Set(cleanStrings(v.Elem()))
 		return c
 	case reflect.Slice:
-		if v.IsNil() {
+		if v.IsNil() || v.Type().Elem().Kind() == reflect.Uint8 {
 			return v
 		}
 		c := reflect.MakeSlice(v.Type(), v.Len(), v.Len())
@@ -98,7 +98,7 @@ func cleanStrings(v reflect.Value) reflect.Value {
 		c := reflect.New(v.Type()).Elem()
 		c.Set(v)
 		for i := range v.NumField() {
-			if f := v.Type().Field(i); f.IsExported() && f.Type != reflect.TypeFor[Time]() {
+			if f := v.Type().Field(i); f.IsExported() && f.Tag.Get("json") != "-" && f.Type != reflect.TypeFor[Time]() {
 				c.Field(i).Set(cleanStrings(v.Field(i)))
 			}
 		}

@@ -219,4 +219,7 @@ type Policy struct {
 	Digest   string `json:"digest,omitempty"`    // of the policy that stays in force
 	FailMode string `json:"fail_mode,omitempty"` // what was done instead of a decision
 	Error    string `json:"error"`
+	// Repeats is how many more errors of this stage came since the last event
+	// that told of one; they have no events of their own.
+	Repeats uint64 `json:"repeats,omitempty"`
 }

@@ -33,7 +33,7 @@ func MarshalOCSF(e *Event, p Product) ([]byte, error) {
 		return nil, err
 	}
 	o := newOCSF(normalize(e), p)
-	return marshalLine(&o)
+	return MarshalLine(&o)
 }
 
 func newOCSF(e *Event, p Product) ocsfEvent {

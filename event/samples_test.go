@@ -53,7 +53,7 @@ func samples(t testing.TB) []Event {
 			e.Response = &Response{Name: "resume", Outcome: DryRun}
 		},
 		PolicyError: func(e *Event) {
-			e.Policy = &Policy{Stage: StageLoad, Path: "policies", Revision: "r1", Digest: "d", FailMode: "alert", Error: "rego_parse_error"}
+			e.Policy = &Policy{Stage: StageLoad, Path: "policies", Revision: "r1", Digest: "d", FailMode: "alert", Error: "rego_parse_error", Repeats: 3}
 		},
 	}
 	var out []Event
