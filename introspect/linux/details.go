@@ -13,20 +13,20 @@ import (
 // details fills in what a task points to. It keeps what tasks share, so it is
 // for one listing, and for one goroutine.
 type details struct {
-	g       *Guest
-	ctx     context.Context
-	cov     *introspect.Coverage
-	live    bool
-	boot    time.Time // zero: not known
-	buf     []byte
-	paths   *paths
-	cgroups *cgroups
-	tgids   map[hypervisor.VirtAddr]int32
-	creds   map[hypervisor.VirtAddr]identity
-	proxies map[hypervisor.VirtAddr]Namespaces
-	inums   map[hypervisor.VirtAddr]uint32
-	images  map[hypervisor.VirtAddr]image // by mm
-	text    int                           // bytes of arguments that may still be kept
+	g        *Guest
+	ctx      context.Context
+	cov      *introspect.Coverage
+	live     bool
+	boot     time.Time // zero: not known
+	buf      []byte
+	paths    *paths
+	cgroups  *cgroups
+	tgids    map[hypervisor.VirtAddr]int32
+	creds    map[hypervisor.VirtAddr]identity
+	proxies  map[hypervisor.VirtAddr]Namespaces
+	inums    map[hypervisor.VirtAddr]uint32
+	programs map[hypervisor.VirtAddr]program // by mm
+	text     int                             // bytes of arguments that may still be kept
 }
 
 // identity is what a cred says.
@@ -35,8 +35,8 @@ type identity struct {
 	userNS               uint32
 }
 
-// image is what a process runs.
-type image struct {
+// program is what a process runs.
+type program struct {
 	exe  string
 	args []string
 }
@@ -50,7 +50,7 @@ func (g *Guest) newDetails(ctx context.Context, cov *introspect.Coverage) *detai
 		paths: newPaths(&g.r, &g.lay.fs), cgroups: newCgroups(&g.r, &g.lay.cgroup),
 		tgids: map[hypervisor.VirtAddr]int32{}, creds: map[hypervisor.VirtAddr]identity{},
 		proxies: map[hypervisor.VirtAddr]Namespaces{}, inums: map[hypervisor.VirtAddr]uint32{},
-		images: map[hypervisor.VirtAddr]image{}, text: maxArgsText,
+		programs: map[hypervisor.VirtAddr]program{}, text: maxArgsText,
 	}
 	boot, err := g.bootTime()
 	if err != nil {
@@ -90,7 +90,7 @@ func (d *details) process(s *taskScan, t task) (p Process, ok bool) {
 			return p, false
 		}
 		// Forget what was kept of it: it may be what was torn.
-		delete(d.images, t.mm)
+		delete(d.programs, t.mm)
 		delete(d.creds, t.cred)
 		delete(d.proxies, t.nsproxy)
 		t = now
@@ -132,7 +132,7 @@ func (d *details) fill(t *task, bad func(what string, at hypervisor.VirtAddr, er
 		return p // a kernel thread may borrow an mm, but it is not its own
 	}
 	p.mm = t.mm
-	img, errs := d.image(t.mm)
+	img, errs := d.program(t.mm)
 	for _, e := range errs {
 		bad(e.what, e.at, e.err)
 	}

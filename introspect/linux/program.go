@@ -17,13 +17,13 @@ const (
 	maxTitle = 4096
 )
 
-// image returns what the process with the given mm runs. What could not be
+// program returns what the process with the given mm runs. What could not be
 // read is left out and told.
-func (d *details) image(mm hypervisor.VirtAddr) (image, []problem) {
-	if img, ok := d.images[mm]; ok {
+func (d *details) program(mm hypervisor.VirtAddr) (program, []problem) {
+	if img, ok := d.programs[mm]; ok {
 		return img, nil
 	}
-	var img image
+	var img program
 	f := &d.g.lay.mm
 	if err := d.g.r.check(mm, mm, 8); err != nil {
 		return img, []problem{{"mm", mm, err}}
@@ -43,7 +43,7 @@ func (d *details) image(mm hypervisor.VirtAddr) (image, []problem) {
 		probs = append(probs, problem{"args", o.ptr(f.argStart), err})
 	}
 	if len(probs) == 0 {
-		d.images[mm] = img
+		d.programs[mm] = img
 	}
 	return img, probs
 }
