@@ -1,0 +1,63 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vantage-vmi/vantage/internal/term"
+	"github.com/vantage-vmi/vantage/introspect/linux"
+)
+
+func (a *app) modulesCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "modules VM",
+		Short: "List the kernel modules of a guest",
+		Long: `List the kernel modules that are loaded in a Linux guest, read from its memory.
+
+JSON fields: name base size kernel_address hidden.`,
+		Example: `  vantage modules web-1
+  vantage modules web-1.lime --json | jq -r .name`,
+		Args:              oneVM,
+		ValidArgsFunction: a.completeVMs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.withGuest(cmd.Context(), args[0], func(g *guest) error {
+				list, err := g.linux.Modules(cmd.Context())
+				if err != nil {
+					return fmt.Errorf("list modules of %s: %w", args[0], err)
+				}
+				if err := a.printModules(list.Modules); err != nil {
+					return err
+				}
+				return a.incomplete(list.Coverage)
+			})
+		},
+	}
+}
+
+func (a *app) printModules(ms []linux.Module) error {
+	if a.json {
+		for i := range ms {
+			if err := a.printJSON(&ms[i]); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	t := term.NewTable(
+		term.Column{Title: "NAME", Flex: true}, term.Column{Title: "BASE"}, term.Column{Title: "SIZE", Right: true},
+		term.Column{Title: "KERNEL ADDRESS"}, term.Column{Title: ""},
+	)
+	for i := range ms {
+		m := &ms[i]
+		mark := ""
+		if m.Hidden {
+			mark = "HIDDEN"
+		}
+		t.Row(m.Name, m.Base.String(), fmt.Sprint(m.Size), m.KernelAddress.String(), mark)
+		if m.Hidden {
+			t.Highlight()
+		}
+	}
+	return t.Print(a.stdout)
+}

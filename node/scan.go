@@ -1,0 +1,178 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/vantage-vmi/vantage/hypervisor"
+	"github.com/vantage-vmi/vantage/introspect"
+	"github.com/vantage-vmi/vantage/introspect/linux"
+	"github.com/vantage-vmi/vantage/scanner"
+)
+
+// ScanRequest says what of a VM is scanned, and with what.
+type ScanRequest struct {
+	Rules *scanner.Rules
+	// Processes and Kernel scan what the guest's kernel says is there; PIDs, when
+	// not empty, limits Processes to these.
+	Processes bool
+	PIDs      []int
+	Kernel    bool
+	// Physical scans every page of RAM. It needs no understanding of the guest.
+	Physical bool
+
+	OnFinding  func(Finding) error
+	OnProgress func(scanner.Progress)
+	// OnHidden is told of each process that hides from one of the guest's own
+	// lists; the scan meets them on its way.
+	OnHidden func(linux.Process) error
+}
+
+// Finding is what the scanner found, and the process that it was found in.
+type Finding struct {
+	scanner.Finding
+	Process *linux.Process // nil: not in a process
+}
+
+// NoProcessError is returned when a process that was asked for does not exist.
+type NoProcessError struct{ PID int }
+
+func (e *NoProcessError) Error() string {
+	return fmt.Sprintf("no process %d in the guest: 'vantage ps' lists them", e.PID)
+}
+
+// Scan scans vm. What the guest's kernel could not tell is in the summary's
+// coverage, as what could not be read is.
+func (n *Node) Scan(ctx context.Context, vm hypervisor.VM, req ScanRequest) (scanner.Summary, error) {
+	info := vm.Info()
+	cov := &introspect.Coverage{}
+	var targets []scanner.Target
+	procs := map[int]*linux.Process{}
+	if req.Processes || req.Kernel {
+		g, err := n.Linux(ctx, vm)
+		if err != nil {
+			if errors.Is(err, hypervisor.ErrGone) || ctx.Err() != nil {
+				return scanner.Summary{}, err
+			}
+			return scanner.Summary{}, fmt.Errorf("%w (--physical scans memory without understanding the guest)", err)
+		}
+		if req.Processes {
+			ts, err := n.processTargets(ctx, g, req, cov, procs)
+			if err != nil {
+				return scanner.Summary{}, err
+			}
+			targets = append(targets, ts...)
+		}
+		if req.Kernel {
+			targets = append(targets, kernelTarget(vm, g))
+		}
+	}
+	if req.Physical {
+		targets = append(targets, scanner.PhysicalTarget{})
+	}
+	opts := scanner.Options{VM: info.Name, OnProgress: req.OnProgress, Logger: n.log}
+	if req.OnFinding != nil {
+		opts.OnFinding = func(f scanner.Finding) error {
+			return req.OnFinding(Finding{Finding: f, Process: procs[f.PID]})
+		}
+	}
+	sum, err := scanner.Scan(ctx, vm, req.Rules, targets, opts)
+	addCoverage(&sum, cov)
+	return sum, err
+}
+
+// processTargets returns the processes to scan with their mappings.
+func (n *Node) processTargets(ctx context.Context, g *linux.Guest, req ScanRequest, cov *introspect.Coverage, procs map[int]*linux.Process) ([]scanner.Target, error) {
+	list, err := g.Processes(ctx, linux.ProcessOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("list processes: %w", err)
+	}
+	for _, pid := range req.PIDs {
+		if !slices.ContainsFunc(list.Processes, func(p linux.Process) bool { return p.PID == pid }) {
+			return nil, &NoProcessError{PID: pid}
+		}
+	}
+	merge(cov, list.Coverage)
+	var targets []scanner.Target
+	for i := range list.Processes {
+		p := &list.Processes[i]
+		if p.Hidden && req.OnHidden != nil {
+			if err := req.OnHidden(*p); err != nil {
+				return nil, err
+			}
+		}
+		if !p.HasMemory() || len(req.PIDs) > 0 && !slices.Contains(req.PIDs, p.PID) {
+			continue
+		}
+		space, err := g.ProcessSpace(*p)
+		if err != nil {
+			cov.Add(fmt.Sprintf("page tables of pid %d", p.PID), p.KernelAddress, err)
+			continue
+		}
+		vmas, vcov, err := g.VMAs(ctx, *p)
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil, err
+			}
+			cov.Add(fmt.Sprintf("mappings of pid %d", p.PID), p.KernelAddress, err)
+		}
+		merge(cov, vcov)
+		procs[p.PID] = p
+		targets = append(targets, scanner.ProcessTarget{PID: p.PID, Comm: p.Comm, Space: space, Areas: areas(vmas)})
+	}
+	return targets, nil
+}
+
+func areas(vmas []linux.VMA) []scanner.Area {
+	out := make([]scanner.Area, 0, len(vmas))
+	for _, v := range vmas {
+		out = append(out, scanner.Area{Start: v.Start, End: v.End, Name: v.Path})
+	}
+	return out
+}
+
+func kernelTarget(vm hypervisor.VM, g *linux.Guest) scanner.Target {
+	k := g.Kernel()
+	var end hypervisor.PhysAddr
+	if rs := vm.Ranges(); len(rs) > 0 {
+		end = rs[len(rs)-1].End()
+	}
+	return scanner.KernelTarget{
+		Space: g.KernelSpace(),
+		Areas: scanner.KernelAreas(k.PageOffset, end),
+		Symbol: func(va hypervisor.VirtAddr) string {
+			name, off, ok := k.SymbolAt(va)
+			if !ok {
+				return ""
+			}
+			return fmt.Sprintf("%s+%#x", name, off)
+		},
+	}
+}
+
+// merge adds what src missed to dst.
+func merge(dst, src *introspect.Coverage) {
+	if src == nil {
+		return
+	}
+	for _, p := range src.Problems() {
+		dst.Add(p.What, p.Addr, errors.New(p.Err))
+	}
+}
+
+// addCoverage puts what was missed before the scan proper into its summary.
+func addCoverage(sum *scanner.Summary, cov *introspect.Coverage) {
+	if cov.Complete() {
+		return
+	}
+	room := max(0, introspect.MaxProblems-len(sum.Problems))
+	problems := cov.Problems()
+	sum.Problems = append(sum.Problems, problems[:min(room, len(problems))]...)
+	sum.ProblemsTotal += cov.Total()
+	sum.Complete = false
+	if sum.IncompleteReason == "" {
+		sum.IncompleteReason = "the guest's processes could not all be read"
+	}
+}
