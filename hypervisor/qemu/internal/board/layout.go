@@ -33,13 +33,16 @@ const (
 	defaultBelow4 = 0xe000_0000 // i440fx: 3.5 GiB
 )
 
-// VGAWindow is never RAM to the guest's system: video memory, or RAM that only
-// system management mode sees.
-var VGAWindow = hypervisor.Range{Start: 0xa0000, Size: 0x20000} //nolint:gochecknoglobals // a constant in all but syntax
-
-// FirmwareWindow shows ROM until the firmware copies itself into the RAM
-// behind it (PAM registers).
-var FirmwareWindow = hypervisor.Range{Start: 0xc0000, Size: 0x40000} //nolint:gochecknoglobals // as above
+// The legacy windows below 1 MiB.
+const (
+	// The VGA window is never RAM to the guest's system: it shows video memory,
+	// or RAM that only system management mode sees.
+	VGAStart = 0xa0000
+	VGAEnd   = 0xc0000
+	// From VGAEnd to LegacyEnd ROM is seen until the firmware copies itself
+	// into the RAM behind it (PAM registers).
+	LegacyEnd = 0x100000
+)
 
 // Segment is a run of main memory.
 type Segment struct {

@@ -7,12 +7,12 @@ import (
 )
 
 // Options without an argument; all others take the next word.
-var flagOptions = strings.Fields(`h help version S s snapshot usb nographic portrait full-screen
+const flagOptions = `h help version S s snapshot usb nographic portrait full-screen
 	win2k-hack rtc-td-hack no-fd-bootchk no-acpi no-hpet no-quit no-frame alt-grab ctrl-grab sdl
 	curses singlestep one-insn-per-tb preconfig enable-kvm enable-hax xen-attach xen-domid-restrict
 	no-reboot no-shutdown daemonize only-migratable nodefaults nodefconfig no-user-config
 	enable-sync-profile mem-prealloc audio-help semihosting old-param show-cursor tdf no-kvm
-	no-kvm-irqchip no-kvm-pit no-kvm-pit-reinjection async-teardown`)
+	no-kvm-irqchip no-kvm-pit no-kvm-pit-reinjection async-teardown`
 
 // ReadConfigFunc returns the content of a -readconfig file, at most MaxBytes.
 type ReadConfigFunc func(path string) ([]byte, error)
@@ -22,8 +22,8 @@ type ReadConfigFunc func(path string) ([]byte, error)
 func Parse(args []string, readConfig ReadConfigFunc) *Config {
 	c := &Config{CPUs: 1, Machine: map[string]string{}, chardevs: map[string]map[string]string{}}
 	p := parser{c: c, read: readConfig}
-	flags := make(map[string]bool, len(flagOptions))
-	for _, f := range flagOptions {
+	flags := map[string]bool{}
+	for f := range strings.FieldsSeq(flagOptions) {
 		flags[f] = true
 	}
 	if len(args) > maxArgs {
