@@ -1,0 +1,134 @@
+package scanner
+
+import (
+	"reflect"
+
+	"github.com/hillu/go-yara/v4"
+)
+
+// firstPass takes the rules that match, and one match of each of their strings.
+type firstPass struct {
+	set     *ruleSet
+	rules   []int // indexes in set.rules
+	matches map[int][]spot
+	saw     map[int]bool // rules of which a string matched somewhere
+	shown   int          // where in the buffer begins what libyara sees
+}
+
+// spot is a match in the buffer that libyara was given.
+type spot struct {
+	str    int
+	off    int
+	length int
+}
+
+// RuleMatching implements yara.ScanCallback.
+func (p *firstPass) RuleMatching(sc *yara.ScanContext, r *yara.Rule) (bool, error) {
+	i, ok := p.set.index[ruleKey(r.Namespace(), r.Identifier())]
+	if !ok {
+		return false, nil
+	}
+	p.rules = append(p.rules, i)
+	if p.matches == nil {
+		p.matches, p.saw = map[int][]spot{}, map[int]bool{}
+	}
+	for k, s := range r.Strings() {
+		for _, m := range s.Matches(sc) {
+			v := look(&m)
+			if v.private {
+				break
+			}
+			p.saw[i] = true
+			p.matches[i] = append(p.matches[i], spot{k, p.shown + v.off, v.length})
+			break
+		}
+	}
+	return false, nil
+}
+
+// secondPass lists the matches of the rules in want, window by window, whether
+// or not a rule's condition holds in the window.
+type secondPass struct {
+	w    *worker
+	e    *extent
+	set  *ruleSet
+	want map[int]*hit
+	saw  map[int]bool
+
+	from, to int // the window, as offsets of the buffer
+	shown    int // where what libyara sees of it begins
+	next     int // index of the rule that libyara tells of next
+}
+
+// RuleMatching implements yara.ScanCallback.
+func (p *secondPass) RuleMatching(sc *yara.ScanContext, r *yara.Rule) (bool, error) {
+	return p.rule(sc, r)
+}
+
+// RuleNotMatching implements yara.ScanCallbackNoMatch.
+func (p *secondPass) RuleNotMatching(sc *yara.ScanContext, r *yara.Rule) (bool, error) {
+	return p.rule(sc, r)
+}
+
+// rule is called for each rule in libyara's order, which is that of set.rules.
+// To ask each for its name would take longer than the scan.
+func (p *secondPass) rule(sc *yara.ScanContext, r *yara.Rule) (bool, error) {
+	i := p.next
+	p.next++
+	h := p.want[i]
+	if h == nil {
+		return false, nil
+	}
+	var found []match
+	for k, s := range r.Strings() {
+		kept := 0
+		for _, m := range s.Matches(sc) {
+			off := p.shown + int(m.Offset())
+			if off >= p.to {
+				break // matches are in order
+			}
+			if off < p.from {
+				continue
+			}
+			if kept == MaxStrings {
+				h.total++
+				continue
+			}
+			v := look(&m)
+			if v.private {
+				break
+			}
+			if p.saw == nil {
+				p.saw = map[int]bool{}
+			}
+			p.saw[i] = true
+			if mm, ok := p.w.place(p.e, off, v.length); ok {
+				mm.str = k
+				found = append(found, mm)
+				kept++
+				h.total++
+			}
+		}
+	}
+	if room := MaxStrings - len(h.matches); room > 0 {
+		sortMatches(found)
+		h.matches = append(h.matches, found[:min(room, len(found))]...)
+	}
+	return false, nil
+}
+
+// matchView is what go-yara's Match has but does not tell.
+type matchView struct {
+	off, length int
+	private     bool
+}
+
+// look reads a match. go-yara gives its data, which libyara cuts short, but not
+// its length.
+func look(m *yara.Match) matchView {
+	v := matchView{off: int(m.Offset())}
+	c := reflect.ValueOf(m).Elem().FieldByName("cptr").Elem()
+	v.length = int(c.FieldByName("match_length").Int())
+	v.private = c.FieldByName("is_private").Bool()
+	return v
+}
