@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"runtime"
 	"slices"
@@ -25,18 +24,16 @@ const DefaultDeadline = 200 * time.Millisecond
 // broken policy must not flood the pipeline with its errors.
 const errorInterval = time.Second
 
-// Options of an Engine. One of Path and FS is required.
+// Options of an Engine. Source is required.
 type Options struct {
-	Path string         // a folder of Rego and data, or a bundle (tar.gz)
-	FS   fs.FS          // a folder of the binary, instead of Path; it is not watched
-	Data map[string]any // laid over the policy's data: objects merged, the rest replaced
+	Source
 
 	Deadline      time.Duration // of one evaluation; 0 stands for DefaultDeadline
 	FailMode      FailMode      // "" stands for FailAlert
 	MaxConcurrent int           // evaluations at a time; 0 stands for twice the CPUs
 	Responses     []string      // that the policy may ask for; nil stands for alert, pause, resume
 
-	Watch    bool          // reload when files change
+	Watch    bool          // reload when the files at Path change
 	Debounce time.Duration // quiet time before a reload; 0 stands for 200 ms
 
 	Log     *DecisionLog      // nil: none. The caller closes it, after the Engine
@@ -48,7 +45,7 @@ type Options struct {
 // Engine decides on events. It is safe for concurrent use.
 type Engine struct {
 	opts   Options
-	source source
+	source Source
 	slots  chan struct{}
 
 	current atomic.Pointer[loadedProgram]
@@ -103,8 +100,8 @@ func New(ctx context.Context, opts Options) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	if (opts.Path == "") == (opts.FS == nil) {
-		return nil, errors.New("policy: want either a path or a file system")
+	if err := opts.check(); err != nil {
+		return nil, err
 	}
 	opts.FailMode = mode
 	if opts.Deadline <= 0 {
@@ -128,7 +125,7 @@ func New(ctx context.Context, opts Options) (*Engine, error) {
 	opts.Responses = slices.Clone(opts.Responses)
 	e := &Engine{
 		opts:   opts,
-		source: source{path: opts.Path, fsys: opts.FS, data: opts.Data},
+		source: opts.Source,
 		slots:  make(chan struct{}, opts.MaxConcurrent),
 		errors: map[event.Stage]*throttle{},
 	}

@@ -38,19 +38,36 @@ type program struct {
 	known    []string // responses that it may ask for
 }
 
-// source says where a policy is.
-type source struct {
-	path  string         // a folder or a bundle …
-	fsys  fs.FS          // … or, when set, a folder of the binary
-	data  map[string]any // laid over the policy's own data
-	tests bool
+// Source says where a policy is. One of Path and FS is required.
+type Source struct {
+	Path string // a folder of Rego and data, or a bundle (tar.gz)
+	FS   fs.FS  // a folder of the binary, instead of Path
+	// Data is laid over the policy's own data: objects are merged, anything
+	// else is replaced.
+	Data map[string]any
 }
 
-func (s source) read() ([]file, error) {
-	if s.fsys != nil {
-		return readFS(s.fsys, s.tests)
+func (s Source) check() error {
+	if (s.Path == "") == (s.FS == nil) {
+		return errors.New("policy: want either a path or a file system")
 	}
-	return readFiles(s.path, s.tests)
+	return nil
+}
+
+// read returns the policy's files, _test.rego among them only if asked for.
+func (s Source) read(tests bool) ([]file, error) {
+	if s.FS != nil {
+		return readFS(s.FS, tests)
+	}
+	return readFiles(s.Path, tests)
+}
+
+// name is what errors and reports call the policy.
+func (s Source) name() string {
+	if s.FS != nil {
+		return "builtin"
+	}
+	return s.Path
 }
 
 // loaded is a policy, parsed.
@@ -62,8 +79,9 @@ type loaded struct {
 }
 
 // parse reads files with OPA's reader of bundles.
-func (s source) parse(files []file) (*loaded, error) {
+func (s Source) parse(files []file) (*loaded, error) {
 	b, err := bundle.NewCustomReader(&fileLoader{files: files}).
+		WithBaseDir(s.name()). // errors name the files as the user does
 		WithSizeLimitBytes(maxFileSize + 1).
 		WithCapabilities(Capabilities()).
 		WithProcessAnnotations(true).
@@ -74,10 +92,10 @@ func (s source) parse(files []file) (*loaded, error) {
 	}
 	l := &loaded{modules: map[string]*ast.Module{}, data: b.Data, revision: b.Manifest.Revision, digest: digest(files)}
 	for _, m := range b.Modules {
-		l.modules[strings.TrimPrefix(m.Path, "/")] = m.Parsed
+		l.modules[m.Path] = m.Parsed
 	}
-	if s.data != nil {
-		over, err := json.Marshal(s.data)
+	if s.Data != nil {
+		over, err := json.Marshal(s.Data)
 		if err != nil {
 			return nil, fmt.Errorf("data: %w", err)
 		}
@@ -111,9 +129,15 @@ func overlay(base, over map[string]any) map[string]any {
 // compile checks a parsed policy and makes it ready for evaluation.
 func (l *loaded) compile(ctx context.Context, known []string) (*program, error) {
 	store := inmem.NewFromObjectWithOpts(l.data, inmem.OptRoundTripOnWrite(false), inmem.OptReturnASTValuesOnRead(true))
-	compiler, err := l.compiler(ctx, store, false)
+	txn, err := store.NewTransaction(ctx)
 	if err != nil {
 		return nil, err
+	}
+	compiler := newCompiler(storage.NonEmpty(ctx, store, txn), false)
+	compiler.Compile(l.modules)
+	store.Abort(ctx, txn)
+	if compiler.Failed() {
+		return nil, explain(compiler.Errors)
 	}
 	if len(compiler.GetRules(ast.MustParseRef(Entrypoint))) == 0 {
 		return nil, ErrNoDecision
@@ -130,24 +154,15 @@ func (l *loaded) compile(ctx context.Context, known []string) (*program, error) 
 	}, nil
 }
 
-// compiler compiles the modules; print is for the tests of a policy.
-func (l *loaded) compiler(ctx context.Context, store storage.Store, print bool) (*ast.Compiler, error) {
-	txn, err := store.NewTransaction(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer store.Abort(ctx, txn)
-	c := ast.NewCompiler().
+// newCompiler returns a compiler with what policies may use; print is for the
+// tests of a policy, elsewhere its calls do nothing.
+func newCompiler(conflicts func([]string) (bool, error), print bool) *ast.Compiler {
+	return ast.NewCompiler().
 		WithCapabilities(Capabilities()).
 		WithStrict(true).
 		WithEnablePrintStatements(print).
 		WithDefaultRegoVersion(ast.RegoV1).
-		WithPathConflictsCheck(storage.NonEmpty(ctx, store, txn))
-	c.Compile(l.modules)
-	if c.Failed() {
-		return nil, explain(c.Errors)
-	}
-	return c, nil
+		WithPathConflictsCheck(conflicts)
 }
 
 // explain adds, to errors of calls to disabled builtins, why they are.
@@ -163,8 +178,8 @@ func explain(errs ast.Errors) error {
 }
 
 // load reads, parses and compiles a policy. Its errors wrap ErrLoad.
-func load(ctx context.Context, s source, known []string) (*program, error) {
-	files, err := s.read()
+func load(ctx context.Context, s Source, known []string) (*program, error) {
+	files, err := s.read(false)
 	if err == nil {
 		var l *loaded
 		if l, err = s.parse(files); err == nil {
@@ -175,13 +190,6 @@ func load(ctx context.Context, s source, known []string) (*program, error) {
 		}
 	}
 	return nil, fmt.Errorf("%w %s: %w", ErrLoad, s.name(), err)
-}
-
-func (s source) name() string {
-	if s.fsys != nil {
-		return "(built in)"
-	}
-	return s.path
 }
 
 // input returns what the policy sees of e, and its JSON.

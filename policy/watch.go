@@ -18,7 +18,7 @@ func (e *Engine) watch() error {
 	if err != nil {
 		return err
 	}
-	if err := watchTree(w, e.source.path); err != nil {
+	if err := watchTree(w, e.source.Path); err != nil {
 		_ = w.Close()
 		return err
 	}
@@ -62,7 +62,7 @@ func (e *Engine) watchLoop(w *fsnotify.Watcher) {
 		case <-quiet.C:
 			// New folders first: a file that is put there while it is loaded
 			// makes another event.
-			if err := watchTree(w, e.source.path); err != nil {
+			if err := watchTree(w, e.source.Path); err != nil {
 				e.opts.Logger.Warn("watch of policy", "err", err)
 			}
 			if _, err := e.Reload(e.ctx); err != nil && errors.Is(err, context.Canceled) {
@@ -74,7 +74,7 @@ func (e *Engine) watchLoop(w *fsnotify.Watcher) {
 
 // concerns reports whether a change of name can change the policy.
 func (e *Engine) concerns(name string) bool {
-	name, p := filepath.Clean(name), filepath.Clean(e.source.path)
+	name, p := filepath.Clean(name), filepath.Clean(e.source.Path)
 	return name == p || p == "." || strings.HasPrefix(name, p+string(filepath.Separator))
 }
 
