@@ -29,13 +29,14 @@ const (
 	externPID   = "pid"
 	externComm  = "comm"
 	externWhere = "where"
+	externPerms = "perms"
 	externKind  = "kind"
 	externVM    = "vm"
 )
 
 func builtinExternals() []builtinExternal {
 	return []builtinExternal{
-		{externPID, 0}, {externComm, ""}, {externWhere, ""}, {externKind, ""}, {externVM, ""},
+		{externPID, 0}, {externComm, ""}, {externWhere, ""}, {externPerms, ""}, {externKind, ""}, {externVM, ""},
 	}
 }
 
@@ -46,9 +47,9 @@ type compiled struct {
 
 // compile compiles files, and adds all that it read to id.
 //
-// The built-in variables are defined only if the rules use them: a rule set
-// that does not has the same findings for the same bytes in any process, which
-// is what lets shared pages be scanned once; and a rule may be called "pid".
+// The built-in variables are defined only if the rules use them: what they hold
+// is part of what makes two extents alike, and rules that ask for the pid have
+// shared pages scanned once for each process. And a rule may be called "pid".
 func compile(files []ruleFile, externals map[string]any, id identityHash) (compiled, error) {
 	for _, k := range sortedKeys(externals) {
 		id.add("external "+k, fmt.Appendf(nil, "%T %v", externals[k], externals[k]))

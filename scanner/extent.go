@@ -3,6 +3,7 @@ package scanner
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"fmt"
 
 	"github.com/vantage-vmi/vantage/hypervisor"
 )
@@ -104,6 +105,24 @@ func (e *extent) ownPart(a, size uint64) uint64 {
 	return uint64(max(end-start, 0))
 }
 
+// external returns what the built-in variable of that name is for e.
+func (e *extent) external(name, vm string) any {
+	switch name {
+	case externPID:
+		return e.subject.pid
+	case externComm:
+		return e.subject.comm
+	case externWhere:
+		return e.area.Name
+	case externPerms:
+		return e.area.Perms
+	case externKind:
+		return e.subject.kind
+	default:
+		return vm
+	}
+}
+
 // base is the address that others in the extent are told relative to.
 func (e *extent) base() uint64 { return e.runs[0].addr }
 
@@ -113,8 +132,14 @@ func (e *extent) base() uint64 { return e.runs[0].addr }
 // collision that it can make would hide an extent from the scan.
 type cacheKey [sha256.Size]byte
 
-func (e *extent) key() cacheKey {
+// externals are the variables that the rules ask for: they are part of what a
+// scan reads.
+func (e *extent) key(externals []string, vm string) cacheKey {
 	h := sha256.New()
+	for _, name := range externals {
+		v := fmt.Sprint(e.external(name, vm))
+		fmt.Fprintf(h, "%s %d %s", name, len(v), v)
+	}
 	b := make([]byte, 0, 24*64)
 	put := func(vs ...uint64) {
 		for _, v := range vs {

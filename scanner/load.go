@@ -50,8 +50,8 @@ type RuleOptions struct {
 	// Externals are external variables for the rules: bool, int, int64, float64
 	// or string. Besides them, rules may use those that the scanner sets for
 	// each extent: the integer pid (0 outside of processes) and the strings
-	// comm, where (as in a Finding), kind ("process", "kernel", "physical") and
-	// vm.
+	// comm, where (the area's name, as in a Finding), perms ("r-xp", "" where
+	// not known), kind ("process", "kernel", "physical") and vm.
 	Externals map[string]any
 }
 

@@ -77,6 +77,26 @@ func (r *Rules) Count() int {
 	return n
 }
 
+// RuleInfo is what is known of one rule.
+type RuleInfo struct {
+	Namespace string         `json:"namespace"`
+	Name      string         `json:"name"`
+	Tags      []string       `json:"tags"`
+	Meta      map[string]any `json:"meta"`
+}
+
+// Info returns the rules that can be reported, in the order in which they were
+// compiled. The caller must not change their tags and meta.
+func (r *Rules) Info() []RuleInfo {
+	var infos []RuleInfo
+	for _, s := range r.sets {
+		for _, i := range s.rules {
+			infos = append(infos, RuleInfo{i.namespace, i.name, i.tags, i.meta})
+		}
+	}
+	return infos
+}
+
 // Names returns the names of the rules that can be reported, as
 // "namespace:rule", sorted.
 func (r *Rules) Names() []string {

@@ -31,6 +31,9 @@ func Scan(ctx context.Context, mem hypervisor.Memory, rules *Rules, targets []Ta
 		extents: make(chan *extent),
 		results: make(chan extentResult, opts.Workers),
 	}
+	for _, set := range rules.sets {
+		s.externals = append(s.externals, set.externals...)
+	}
 	err := s.run(ctx, targets)
 	ended := ""
 	switch {
@@ -61,7 +64,10 @@ type scan struct {
 	mem   hypervisor.Memory
 	cache *cache
 	sum   *Summary
-	cov   introspect.Coverage
+	// externals are the built-in variables that the rules ask for.
+	externals []string
+
+	cov introspect.Coverage
 
 	// tokens bounds how many extents are on their way between planner and
 	// reporter.
@@ -150,11 +156,11 @@ func (s *scan) plan(ctx context.Context, targets []Target, budget uint64) {
 // work is the life of a worker.
 func (s *scan) work(ctx context.Context, w *worker) {
 	for e := range s.extents {
-		if len(e.runs) == 0 || !s.cacheable(e) {
+		if len(e.runs) == 0 || !e.subject.virtual { // no frame comes twice in RAM
 			s.results <- extentResult{e, w.scan(ctx, e)}
 			continue
 		}
-		k := e.key()
+		k := e.key(s.externals, s.opts.VM)
 		res, wait := s.cache.begin(k, e)
 		if wait {
 			continue
@@ -170,21 +176,6 @@ func (s *scan) work(ctx context.Context, w *worker) {
 			s.results <- extentResult{other, fromCache(res)}
 		}
 	}
-}
-
-// cacheable reports whether the findings of e hold for all of its like.
-func (s *scan) cacheable(e *extent) bool {
-	if !e.subject.virtual {
-		return false // no frame comes twice
-	}
-	for _, set := range s.rules.sets {
-		for _, name := range set.externals {
-			if name != externVM {
-				return false
-			}
-		}
-	}
-	return true
 }
 
 func fromCache(res *result) *result {

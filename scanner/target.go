@@ -19,6 +19,7 @@ type Space interface {
 type Area struct {
 	Start, End hypervisor.VirtAddr // [Start, End); End 0 is the end of the address space
 	Name       string              // "[heap]", "/bin/busybox", "" for anonymous memory
+	Perms      string              // as in /proc/PID/maps ("r-xp"), "" when not known; only for rules
 }
 
 // AnonymousArea is the name given to areas that have none.

@@ -133,22 +133,8 @@ func (w *worker) run(ctx context.Context, set int, data []byte, flags yara.ScanF
 
 // define sets the built-in variables that the rules have.
 func (w *worker) define(e *extent, set int) error {
-	s := e.subject
 	for _, name := range w.rules.sets[set].externals {
-		var v any
-		switch name {
-		case externPID:
-			v = s.pid
-		case externComm:
-			v = s.comm
-		case externWhere:
-			v = e.area.Name
-		case externKind:
-			v = s.kind
-		case externVM:
-			v = w.opts.VM
-		}
-		if err := w.scanners[set].DefineVariable(name, v); err != nil {
+		if err := w.scanners[set].DefineVariable(name, e.external(name, w.opts.VM)); err != nil {
 			return fmt.Errorf("set YARA variable %s: %w", name, err)
 		}
 	}
