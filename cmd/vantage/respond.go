@@ -15,7 +15,6 @@ import (
 	"github.com/vantage-vmi/vantage/introspect/linux"
 	"github.com/vantage-vmi/vantage/node"
 	"github.com/vantage-vmi/vantage/policy"
-	rulespolicy "github.com/vantage-vmi/vantage/rules/policy"
 	"github.com/vantage-vmi/vantage/scanner"
 )
 
@@ -34,7 +33,7 @@ type respondFlags struct {
 func (f *respondFlags) register(cmd *cobra.Command) {
 	fl := cmd.Flags()
 	fl.BoolVar(&f.respond, "respond", false, "let policy answer findings: alert, pause, resume")
-	fl.StringVar(&f.policy, "policy", "", "policy: a folder of Rego and data, or a bundle; default: the one that ships")
+	fl.StringVar(&f.policy, "policy", defaultPolicy, "policy: a folder of Rego and data, or a bundle")
 	fl.BoolVar(&f.dryRun, "dry-run", false, "with --respond: say what would be done, do nothing")
 	fl.StringVar(&f.failMode, "fail-mode", string(policy.FailAlert), "what is done when policy fails: alert, pause, ignore")
 	fl.DurationVar(&f.deadline, "policy-deadline", policy.DefaultDeadline, "how long one decision may take")
@@ -60,7 +59,7 @@ type responder struct {
 }
 
 func (a *app) newResponder(ctx context.Context, n *node.Node, f *respondFlags) (_ *responder, err error) {
-	if !f.respond && (f.policy != "" || f.dryRun || f.decisionLog != "") {
+	if !f.respond && (f.policy != defaultPolicy || f.dryRun || f.decisionLog != "") {
 		return nil, errors.New("--policy, --dry-run and --decision-log need --respond")
 	}
 	r := &responder{app: a, source: event.NewSource(nil), vms: n.NewOpenVMs()}
@@ -93,12 +92,9 @@ func (a *app) newResponder(ctx context.Context, n *node.Node, f *respondFlags) (
 		DryRun:     f.dryRun, Events: r.source, Logger: log,
 	})
 	opts := policy.Options{
-		Path: f.policy, Deadline: f.deadline, FailMode: mode, Responses: r.exec.Names(),
+		Source: policySource(f.policy), Deadline: f.deadline, FailMode: mode, Responses: r.exec.Names(),
 		Log: r.log, Events: r.source, Logger: log,
-		OnEvent: func(e event.Event) { r.write(&e) },
-	}
-	if f.policy == "" {
-		opts.FS = rulespolicy.FS
+		OnEvent: func(e event.Event) { _ = r.write(&e) }, // the caller of Decide writes too, and sees the error
 	}
 	if r.engine, err = policy.New(ctx, opts); err != nil {
 		return nil, err

@@ -165,7 +165,7 @@ func loadRules(paths []string) (*scanner.Rules, error) {
 		sources = append(sources, scanner.FromPath(p))
 	}
 	if len(sources) == 0 {
-		sources = append(sources, scanner.FromFS(rulesyara.FS, "vantage"))
+		sources = append(sources, scanner.FromFS(rulesyara.Files(), rulesyara.Name))
 	}
 	rules, err := scanner.LoadRules(scanner.RuleOptions{}, sources...)
 	if err != nil {
