@@ -1,0 +1,46 @@
+package main
+
+import (
+	"context"
+	"os"
+
+	"github.com/vantage-vmi/vantage/internal/lab"
+)
+
+// fill gives the guest some 60 processes, 300 MiB of random bytes in files and
+// 256 MiB in one process's anonymous memory, and text, so that a scan meets what
+// a used machine holds and not only zeros.
+const fill = `
+for i in $(seq 1 60); do sleep 10000$i & done
+mkdir -p /fill && mount -t tmpfs -o size=700m fill /fill
+dd if=/dev/urandom of=/fill/random bs=1M count=200 2>/dev/null
+i=0; while [ $i -lt 12 ]; do cp /bin/busybox /fill/bin$i; i=$((i+1)); done
+seq 1 4000000 > /fill/numbers
+mkfifo /fill/pipe
+dd if=/dev/urandom of=/fill/pipe bs=256M count=1 iflag=fullblock 2>/dev/null &
+exec 9<>/fill/pipe
+head -c 4096 <&9 >/dev/null
+`
+
+// makeImage boots a guest of 1 GiB, fills it and writes its RAM to path; a
+// byte's offset in the file is its guest-physical address.
+func makeImage(ctx context.Context, path string) (err error) {
+	k, err := lab.FetchKernel(ctx, lab.Bookworm, lab.Cloud)
+	if err != nil {
+		return err
+	}
+	g, err := lab.Boot(ctx, lab.Config{Name: "bench", Kernel: k, Memory: 1 * lab.GiB, KASLR: true, Init: fill})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if cerr := g.Close(); err == nil {
+			err = cerr
+		}
+	}()
+	tmp := path + ".part"
+	if err := g.DumpRaw(ctx, tmp); err != nil {
+		return err
+	}
+	return os.Rename(tmp, path)
+}
