@@ -2,7 +2,6 @@ package paging
 
 import (
 	"context"
-	"encoding/binary"
 	"iter"
 	"math"
 
@@ -116,12 +115,7 @@ func (w *treeWalk) table(li int, addr hypervisor.PhysAddr, base hypervisor.VirtA
 			}
 			return w.emit(Mapping{Virt: virt, Size: size * (lv.entries - i)}, e)
 		}
-		var entry uint64
-		if l.entrySize == 8 {
-			entry = binary.LittleEndian.Uint64(buf[off:])
-		} else {
-			entry = uint64(binary.LittleEndian.Uint32(buf[off:]))
-		}
+		entry := l.load(buf, i)
 		if entry == 0 {
 			continue
 		}
@@ -157,10 +151,8 @@ func (w *treeWalk) emit(m Mapping, err error) bool {
 
 // readTable copies a table: the guest may change it while it is looked at.
 func (as *AddressSpace) readTable(buf []byte, addr hypervisor.PhysAddr) (int, error) {
-	if as.mapper != nil {
-		if view, err := as.mapper.MapPhys(addr, uint64(len(buf))); err == nil && len(view) >= len(buf) {
-			return hypervisor.CopyView(buf, view)
-		}
+	if view := as.view(addr, uint64(len(buf))); len(view) >= len(buf) {
+		return hypervisor.CopyView(buf, view)
 	}
 	return as.mem.ReadPhys(buf, addr)
 }

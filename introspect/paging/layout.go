@@ -1,6 +1,10 @@
 package paging
 
-import "github.com/vantage-vmi/vantage/hypervisor"
+import (
+	"encoding/binary"
+
+	"github.com/vantage-vmi/vantage/hypervisor"
+)
 
 // Bits of an entry (Intel SDM 3A, table 4-20 and its like).
 const (
@@ -97,6 +101,14 @@ func (l *layout) canonical(va hypervisor.VirtAddr) bool {
 	}
 	top := int64(va) >> (l.vaBits - 1)
 	return top == 0 || top == -1
+}
+
+// load returns entry i of a table.
+func (l *layout) load(table []byte, i uint64) uint64 {
+	if l.entrySize == 4 {
+		return uint64(binary.LittleEndian.Uint32(table[i*4:]))
+	}
+	return binary.LittleEndian.Uint64(table[i*8:])
 }
 
 // outcome is what an entry turned out to be: a hole (kind is not 0), a page, or

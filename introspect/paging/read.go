@@ -16,6 +16,12 @@ func (as *AddressSpace) ReadVirt(p []byte, va hypervisor.VirtAddr) (n int, err e
 		if n > 0 && at < va {
 			return n, fmt.Errorf("read gva %#x: %w", uint64(va), &NotMappedError{Addr: at, Kind: KindNonCanonical})
 		}
+		if len(p)-n > 2*hypervisor.PageSize {
+			if done := as.readSmallPages(p[n:], at); done > 0 {
+				n += done
+				continue
+			}
+		}
 		e, err := as.lookup(at)
 		if err != nil {
 			return n, fmt.Errorf("read: %w", err)
@@ -35,31 +41,76 @@ func (as *AddressSpace) ReadVirt(p []byte, va hypervisor.VirtAddr) (n int, err e
 	return n, nil
 }
 
+// readSmallPages reads 4 KiB pages from at on straight by the page table that maps them,
+// up to its end: many pages for one walk, with nothing to keep. It reads less, or
+// nothing, where that does not work, and leaves it to ReadVirt to find out why.
+func (as *AddressSpace) readSmallPages(p []byte, at hypervisor.VirtAddr) (n int) {
+	t := as.tlb.lookupTable(at)
+	if t == nil || t.view == nil {
+		return 0
+	}
+	l := as.layout
+	lv := &l.levels[len(l.levels)-1]
+	first, off := uint64(at)>>lv.shift&(lv.entries-1), at.Offset()
+	_ = hypervisor.Guard(func() {
+		for i := first; i < lv.entries && n < len(p); i++ {
+			out := l.decode(lv, l.load(t.view, i))
+			if !out.page {
+				return
+			}
+			src := as.view(out.phys, hypervisor.PageSize)
+			if len(src) < hypervisor.PageSize {
+				return
+			}
+			n += copy(p[n:], src[off:])
+			off = 0
+		}
+	})
+	return n
+}
+
 // readRun reads from at, which lies in page e, through ReadPhys: as many pages
 // as lie one after the other in physical memory, in one call.
 func (as *AddressSpace) readRun(p []byte, at hypervisor.VirtAddr, e *tlbEntry) (int, error) {
 	phys := e.At(at)
-	size := as.extend(at, e, uint64(len(p)))
+	size := as.extend(at, phys, e.Size-uint64(at-e.Virt), uint64(len(p)))
 	return as.mem.ReadPhys(p[:size], phys)
 }
 
-// extend returns how many bytes from at on, which lies in page e, are
-// contiguous in virtual and physical memory; at most limit.
-func (as *AddressSpace) extend(at hypervisor.VirtAddr, e *tlbEntry, limit uint64) uint64 {
-	phys := e.At(at)
-	size := e.Size - uint64(at-e.Virt)
+// extend returns how many bytes from at on are contiguous in virtual and
+// physical memory, at most limit. size is what is known to lie at phys.
+func (as *AddressSpace) extend(at hypervisor.VirtAddr, phys hypervisor.PhysAddr, size, limit uint64) uint64 {
 	for size < limit {
 		next := at + hypervisor.VirtAddr(size)
 		if next < at {
 			break
 		}
-		n, err := as.lookup(next)
-		if err != nil || n.Phys != phys+hypervisor.PhysAddr(size) {
+		nextPhys, nextSize := as.peek(next)
+		if nextSize == 0 || nextPhys != phys+hypervisor.PhysAddr(size) {
 			break
 		}
-		size += n.Size
+		size += nextSize
 	}
 	return min(size, limit)
+}
+
+// peek is lookup that keeps nothing when it can read the page table at hand: it
+// returns where the page at va lies, and its size, 0 when there is none.
+func (as *AddressSpace) peek(va hypervisor.VirtAddr) (hypervisor.PhysAddr, uint64) {
+	if t := as.tlb.lookupTable(va); t != nil && t.view != nil {
+		l := as.layout
+		lv := &l.levels[len(l.levels)-1]
+		entry, err := as.readEntry(0, t.view, uint64(va)>>lv.shift&(lv.entries-1))
+		if out := l.decode(lv, entry); err == nil && out.page {
+			return out.phys, uint64(1) << lv.shift
+		}
+		return 0, 0
+	}
+	e, err := as.lookup(va)
+	if err != nil {
+		return 0, 0
+	}
+	return e.Phys, e.Size
 }
 
 // View returns guest memory at va without a copy: at most limit bytes, fewer
@@ -72,15 +123,21 @@ func (as *AddressSpace) View(va hypervisor.VirtAddr, limit uint64) ([]byte, erro
 	if as.mapper == nil {
 		return nil, fmt.Errorf("view gva %#x: zero-copy memory: %w", uint64(va), hypervisor.ErrNotSupported)
 	}
-	e, err := as.lookup(va)
-	if err != nil {
-		return nil, fmt.Errorf("view: %w", err)
+	phys, size := as.peek(va)
+	if size == 0 {
+		e, err := as.lookup(va)
+		if err != nil {
+			return nil, fmt.Errorf("view: %w", err)
+		}
+		phys, size = e.Phys, e.Size
 	}
-	off := uint64(va - e.Virt)
-	if have := uint64(len(e.view)); off < have && limit <= have-off {
-		return e.view[off : off+limit : off+limit], nil
+	off := uint64(va) & (size - 1)
+	phys += hypervisor.PhysAddr(off)
+	size = as.extend(va, phys, size-off, limit)
+	if view := as.view(phys, size); len(view) > 0 {
+		return view, nil
 	}
-	view, err := as.mapper.MapPhys(e.At(va), as.extend(va, e, limit))
+	view, err := as.mapper.MapPhys(phys, size)
 	if err != nil {
 		return nil, fmt.Errorf("view gva %#x: %w", uint64(va), err)
 	}

@@ -2,6 +2,7 @@ package paging
 
 import (
 	"fmt"
+	"sync"
 
 	"github.com/vantage-vmi/vantage/hypervisor"
 )
@@ -29,6 +30,9 @@ type AddressSpace struct {
 	root   Root
 	layout *layout // nil when root is none
 	tlb    tlb
+
+	mapOnce sync.Once
+	views   []ramView // made by mapOnce; sorted
 
 	maxTables, maxMappings uint64
 }

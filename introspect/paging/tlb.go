@@ -32,7 +32,7 @@ type tableEntry struct {
 	epoch uint64
 	table hypervisor.PhysAddr
 	perms Flags
-	view  []byte // of the table, nil without a Mapper
+	view  []byte // of the whole table, or nil
 }
 
 // slots is a direct-mapped cache: one candidate per address, replaced without ado.

@@ -38,17 +38,15 @@ func (as *AddressSpace) walk(va hypervisor.VirtAddr) (*tlbEntry, error) {
 			e := &tlbEntry{epoch: epoch, Mapping: Mapping{
 				Virt: virt, Phys: out.phys, Size: size, Flags: perms | pageFlags(entry),
 			}}
-			if as.mapper != nil {
-				// A page that is no RAM has no view; ReadPhys says so to who reads it.
-				e.view, _ = as.mapper.MapPhys(out.phys, size)
-			}
+			// A page that is no RAM has no view; ReadPhys says so to who reads it.
+			e.view = as.view(out.phys, size)
 			as.tlb.insert(va, len(l.levels)-1-i, e)
 			return e, nil
 		}
 		table = out.phys
 		if lv.number == 2 {
-			if as.mapper != nil {
-				view, _ = as.mapper.MapPhys(table, hypervisor.PageSize)
+			if view = as.view(table, hypervisor.PageSize); len(view) < hypervisor.PageSize {
+				view = nil // all of it or nothing
 			}
 			as.tlb.tables.store(va, &tableEntry{virt: virt, size: size, epoch: epoch, table: table, perms: perms, view: view})
 		}
@@ -65,8 +63,8 @@ func (as *AddressSpace) readEntry(addr hypervisor.PhysAddr, view []byte, index u
 	switch off := index * size; {
 	case off+size <= uint64(len(view)):
 		view = view[off:]
-	case as.mapper != nil:
-		view, _ = as.mapper.MapPhys(addr, size)
+	default:
+		view = as.view(addr, size)
 	}
 	if uint64(len(view)) >= size {
 		if _, err := hypervisor.CopyView(buf[:size], view); err != nil {
