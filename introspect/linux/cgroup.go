@@ -11,6 +11,8 @@ import (
 const (
 	maxCgroupDepth = 512 // of directories; the kernel's own default is no limit
 	maxHierarchies = 64  // CGROUP_SUBSYS_COUNT and named ones
+	// maxCgroupSteps bounds the directories met in one look at the guest.
+	maxCgroupSteps = 1 << 20
 )
 
 // cgroupFields is where the facts of control groups lie.
@@ -52,6 +54,7 @@ func (c *cgroupFields) spans() {
 type cgroups struct {
 	r     *reader
 	f     *cgroupFields
+	left  int                                  // directories that may still be met
 	known map[hypervisor.VirtAddr]cgroupResult // by css_set
 }
 
@@ -61,7 +64,7 @@ type cgroupResult struct {
 }
 
 func newCgroups(r *reader, f *cgroupFields) *cgroups {
-	return &cgroups{r: r, f: f, known: map[hypervisor.VirtAddr]cgroupResult{}}
+	return &cgroups{r: r, f: f, left: maxCgroupSteps, known: map[hypervisor.VirtAddr]cgroupResult{}}
 }
 
 // of returns the path of the css_set at addr, and the container that it names.
@@ -143,6 +146,9 @@ func (c *cgroups) cgroupPath(addr hypervisor.VirtAddr) (string, error) {
 	size := 0
 	var buf []byte
 	for range maxCgroupDepth {
+		if c.left--; c.left < 0 {
+			return "", fmt.Errorf("cgroup paths: %w: %d directories", ErrLimit, maxCgroupSteps)
+		}
 		if err := c.r.check(addr, kn, 8); err != nil {
 			return "", fmt.Errorf("kernfs_node: %w", err)
 		}

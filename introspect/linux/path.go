@@ -13,6 +13,9 @@ const (
 	nameMax      = 255  // bytes of a component: NAME_MAX, include/uapi/linux/limits.h
 	maxPathBytes = 8192 // twice PATH_MAX: a path may be longer than what a call can name
 	maxPathSteps = maxPathBytes
+	// maxLookSteps bounds the steps of all paths of one look at the guest: a
+	// hostile one could make each path as long as a path may be.
+	maxLookSteps = 4 << 20
 	deletedMark  = " (deleted)"
 	// fmodeBacking marks a file that stands for another one, whose path the
 	// user knows (include/linux/fs.h: FMODE_BACKING, since 6.5).
@@ -88,6 +91,7 @@ type paths struct {
 	r     *reader
 	f     *fsFields
 	buf   []byte
+	left  int // steps that may still be made
 	known map[filePath]pathResult
 	files map[hypervisor.VirtAddr]pathResult
 }
@@ -98,7 +102,7 @@ type pathResult struct {
 }
 
 func newPaths(r *reader, f *fsFields) *paths {
-	return &paths{r: r, f: f, known: map[filePath]pathResult{}, files: map[hypervisor.VirtAddr]pathResult{}}
+	return &paths{r: r, f: f, left: maxLookSteps, known: map[filePath]pathResult{}, files: map[hypervisor.VirtAddr]pathResult{}}
 }
 
 var errNoPaths = errors.New("this kernel's type information lacks members of file, dentry or mount")
@@ -170,6 +174,9 @@ func (p *paths) walk(fp filePath) (string, error) {
 	}
 	at := fp.dentry
 	for step := range maxPathSteps {
+		if p.left--; p.left < 0 {
+			return "", fmt.Errorf("paths: %w: %d steps", ErrLimit, maxLookSteps)
+		}
 		if at == mnt.root {
 			if mnt.parent == mnt.addr {
 				return join(parts, size) + suffix, nil // the namespace's root
