@@ -42,8 +42,9 @@ func (a *addresses) at(i int) hypervisor.VirtAddr {
 	return a.base + hypervisor.VirtAddr(4*i) + hypervisor.VirtAddr(int64(v))
 }
 
-// plausible reports whether count addresses are sorted and nearly all lie in
-// the image lo to hi.
+// plausible reports whether count addresses are sorted, the first in the image
+// lo to hi is lo (_text), and nearly all lie in it. Sorted alone says little:
+// with formSelfRelative zeros are.
 func (a *addresses) plausible(count int, lo, hi hypervisor.VirtAddr) bool {
 	if len(a.offsets) < 4*count || count == 0 {
 		return false
@@ -53,6 +54,9 @@ func (a *addresses) plausible(count int, lo, hi hypervisor.VirtAddr) bool {
 	for i := range count {
 		v := a.at(i)
 		if v < prev {
+			return false
+		}
+		if v >= kernelMap && inside == 0 && v != lo {
 			return false
 		}
 		if v >= lo && v <= hi {
@@ -85,18 +89,21 @@ func addressTables(l layout, size int) []addressTable {
 			out = append(out, addressTable{form: f, offsets: offsets, base: base})
 		}
 	}
-	// From 6.4: behind the token index. Tables are aligned in the kernel's
-	// address space; the window begins at a multiple of 8 there.
-	for _, align := range []int{8, 4} {
-		offsets := alignUp(after, align)
-		base := alignUp(offsets+n, 8)
-		add(base, offsets, base+8, formAbsolutePerCPU, formBaseRelative)
-		add(0, offsets, offsets+n, formSelfRelative)
-	}
+	// From 6.4: behind the token index. Alignment must not be guessed: a table
+	// read from one entry too early, or too late, can still look sorted. With a
+	// relative_base tables are aligned to 8. Without one they may be aligned to
+	// 4, which is tried first: padding in front is then no address of _text.
+	// (They are aligned in the kernel's address space; windows begin at a
+	// multiple of 8 there.)
+	offsets := alignUp(after, 8)
+	base := alignUp(offsets+n, 8)
+	add(base, offsets, base+8, formAbsolutePerCPU, formBaseRelative)
+	add(0, alignUp(after, 4), alignUp(after, 4)+n, formSelfRelative)
+	add(0, offsets, offsets+n, formSelfRelative)
 	// Up to 6.3: before num_syms.
-	base := l.numSyms - 8
+	base = l.numSyms - 8
 	add(base, base-alignUp(n, 8), 0, formAbsolutePerCPU, formBaseRelative)
-	add(0, l.numSyms-alignUp(n, 4), 0, formSelfRelative)
+	add(0, l.numSyms-n, 0, formSelfRelative)
 	return out
 }
 

@@ -109,8 +109,9 @@ type btfType struct {
 	data      []byte // what follows it
 }
 
-// newTypes decodes blob, which must not change any more.
-func newTypes(blob []byte) (*Types, error) {
+// newTypes decodes blob, which must not change any more. index is what
+// appendIndex returned for the same blob, or nil.
+func newTypes(blob, index []byte) (*Types, error) {
 	h, err := parseBTFHeader(blob, uint64(len(blob)))
 	if err != nil {
 		return nil, err
@@ -119,11 +120,45 @@ func newTypes(blob []byte) (*Types, error) {
 	if t.strs[0] != 0 || t.strs[len(t.strs)-1] != 0 {
 		return nil, btfDamaged(h.strs, "strings do not begin and end with a NUL")
 	}
-	if err := t.buildIndex(); err != nil {
-		return nil, err
+	if index != nil {
+		return t, t.readIndex(index)
 	}
-	return t, nil
+	return t, t.buildIndex()
 }
+
+// appendIndex returns what buildIndex made.
+func (t *Types) appendIndex() []byte {
+	b := binary.LittleEndian.AppendUint64(nil, uint64(len(t.offs))<<1|uint64(boolByte(t.signedEnums)))
+	for _, o := range t.offs {
+		b = binary.LittleEndian.AppendUint32(b, o)
+	}
+	return appendWords(b, t.names.entries)
+}
+
+// readIndex is the reverse of appendIndex.
+func (t *Types) readIndex(b []byte) error {
+	if len(b) < 8 {
+		return errBadIndex
+	}
+	head := leUint64(b)
+	b = b[8:]
+	n := head >> 1
+	if n == 0 || n > uint64(len(b)/4) {
+		return errBadIndex
+	}
+	t.signedEnums = head&1 != 0
+	t.offs = make([]uint32, n)
+	for i := range t.offs {
+		t.offs[i] = binary.LittleEndian.Uint32(b[4*i:])
+		if uint64(t.offs[i])+btfTypeLen > uint64(len(t.types)) {
+			return errBadIndex
+		}
+	}
+	t.names = &nameIndex{words(b[4*n:])}
+	return nil
+}
+
+var errBadIndex = errors.New("index does not fit the types")
 
 // isNamed reports whether types of kind are found by name.
 func isNamed(kind uint8) bool {

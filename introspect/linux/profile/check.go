@@ -2,25 +2,33 @@ package profile
 
 import (
 	"bytes"
+	"errors"
 	"log/slog"
 
 	"github.com/vantage-vmi/vantage/hypervisor"
 )
 
-// minPassed is how many of the checks must pass. Each looks at what a rootkit
-// may have changed for its own reasons (a hooked system call, a false banner):
-// one that fails is told, and ends nothing.
+// minPassed is how many checks must pass when one fails. Each looks at what a
+// rootkit may have changed for its own reasons (a hooked system call, a false
+// banner): one that fails is told, and ends nothing.
 const minPassed = 2
 
 // check looks whether known symbols land on plausible bytes, through the
-// kernel's own page table. It returns a *SanityError when too few do.
+// kernel's own page table. It returns a *SanityError when too few do. A symbol
+// that is not there is no contradiction: without CONFIG_KALLSYMS_ALL there are
+// none of data.
 func (k *Kernel) check(log *slog.Logger) error {
 	passed := 0
-	var first *SanityError
+	var first, missing *SanityError
 	for _, c := range []func() *SanityError{k.checkText, k.checkBanner, k.checkInitTask, k.checkSyscalls} {
 		err := c()
 		if err == nil {
 			passed++
+			continue
+		}
+		if errors.Is(err, ErrNoSymbol) {
+			log.Debug("not checked: no such symbol", "symbol", err.Symbol)
+			missing = err
 			continue
 		}
 		log.Warn("a kernel symbol does not land on what it names", "symbol", err.Symbol, "addr", err.Addr, "error", err)
@@ -30,6 +38,9 @@ func (k *Kernel) check(log *slog.Logger) error {
 	}
 	if first != nil && passed < minPassed {
 		return first
+	}
+	if passed == 0 {
+		return missing
 	}
 	return nil
 }

@@ -32,9 +32,18 @@ const userTableBit = 1 << hypervisor.PageShift
 // From RAM alone a guest's root can pass off a kernel that he made up as the
 // running one; with registers the CPU's own page table decides.
 func Find(ctx context.Context, mem hypervisor.Memory, regs []hypervisor.Registers, opt Options) (*Kernel, error) {
-	f := &finder{mem: mem, opt: opt, log: opt.Logger}
+	f := &finder{mem: mem, log: opt.Logger}
 	if f.log == nil {
 		f.log = slog.New(slog.DiscardHandler)
+	}
+	if opt.CacheDir != "" {
+		var err error
+		if f.cache, err = openCache(opt.CacheDir, f.log); err != nil {
+			f.log.Warn("no profile cache", "error", err)
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
 	}
 	k, err := f.try(ctx, f.imagesFromRegisters(regs))
 	if k != nil || stops(ctx, err) {
@@ -48,7 +57,10 @@ func Find(ctx context.Context, mem hypervisor.Memory, regs []hypervisor.Register
 	if k != nil || stops(ctx, ramErr) {
 		return k, ramErr
 	}
-	if err = cmp.Or(err, ramErr); err != nil {
+	if err == nil {
+		err = ramErr
+	}
+	if err != nil {
 		return nil, err
 	}
 	if n := f.stats.unreadable.Load(); n > 0 {
@@ -58,13 +70,16 @@ func Find(ctx context.Context, mem hypervisor.Memory, regs []hypervisor.Register
 }
 
 // stops reports whether err leaves nothing else to try.
-func stops(ctx context.Context, err error) bool { return ctx.Err() != nil || isGone(err) }
+func stops(ctx context.Context, err error) bool {
+	return err != nil && (ctx.Err() != nil || isGone(err))
+}
 
 type finder struct {
 	mem   hypervisor.Memory
-	opt   Options
 	log   *slog.Logger
 	stats scanStats
+	cache *cache   // nil: none
+	items []cached // of the image that is being opened
 }
 
 // try returns the first of images that is a kernel, or why the most promising
@@ -190,6 +205,8 @@ func (f *finder) open(ctx context.Context, im *image) (*Kernel, error) {
 		}
 		return nil, err
 	}
+	f.items = nil
+	f.openSymbols(syms)
 	k := &Kernel{VirtBase: im.virt, PhysBase: im.phys, Symbols: syms}
 	if k.Root, err = findRoot(im, syms); err != nil {
 		return nil, err
@@ -200,24 +217,63 @@ func (f *finder) open(ctx context.Context, im *image) (*Kernel, error) {
 	if stops(ctx, btfErr) {
 		return nil, btfErr
 	}
-	k.BuildID = readBuildID(im, syms)
-	if err := f.index(k, blob); err != nil && btfErr == nil {
-		btfErr = err
+	if blob != nil {
+		k.Types, btfErr = f.openTypes(blob)
+	}
+	if k.BuildID = readBuildID(im, syms); k.BuildID == "" {
+		k.BuildID = contentID(k.Banner, syms, blob)
 	}
 	k.findBases(ctx)
 	if err := k.check(f.log); err != nil {
 		return nil, err
 	}
+	if f.cache != nil {
+		k.FromCache = !slices.ContainsFunc(f.items, func(c cached) bool { return c.content != nil })
+		f.cache.storeAll(ctx, f.items)
+	}
 	return k, btfErr
 }
 
-// index makes k's indices, from the cache if they are there. It returns why
-// blob, which may be nil, is no BTF.
-func (f *finder) index(k *Kernel, blob []byte) error {
-	if blob == nil {
-		return nil
+// openSymbols gives syms an index from the cache, if it is there.
+func (f *finder) openSymbols(syms *Symbols) {
+	if f.cache == nil {
+		return
 	}
-	var err error
-	k.Types, err = newTypes(blob)
-	return err
+	d := f.cache.digest("symbols", syms.names, syms.tokenTable, []byte{boolByte(syms.plain)})
+	item := cached{kind: "symbols", digest: d}
+	if b := f.cache.load(item.kind, d); b != nil {
+		x := &nameIndex{words(b)}
+		syms.index = func() *nameIndex { return x }
+	} else {
+		item.content = func() []byte { return appendWords(nil, syms.index().entries) }
+	}
+	f.items = append(f.items, item)
+}
+
+// openTypes decodes blob, with the help of the cache.
+func (f *finder) openTypes(blob []byte) (*Types, error) {
+	if f.cache == nil {
+		return newTypes(blob, nil)
+	}
+	d := f.cache.digest("types", blob)
+	item := cached{kind: "types", digest: d}
+	if b := f.cache.load(item.kind, d); b != nil {
+		if t, err := newTypes(blob, b); err == nil {
+			f.items = append(f.items, item)
+			return t, nil
+		}
+	}
+	t, err := newTypes(blob, nil)
+	if err == nil {
+		item.content = t.appendIndex
+		f.items = append(f.items, item)
+	}
+	return t, err
+}
+
+func boolByte(b bool) byte {
+	if b {
+		return 1
+	}
+	return 0
 }

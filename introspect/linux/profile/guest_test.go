@@ -326,4 +326,3 @@ func openImage(tb testing.TB, path string) *fileMemory {
 	tb.Cleanup(func() { _ = syscall.Munmap(b) })
 	return newFileMemory(b)
 }
-

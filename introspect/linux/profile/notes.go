@@ -120,10 +120,12 @@ func buildIDIn(notes []byte) ([]byte, error) {
 }
 
 // contentID stands for the build-id of a kernel that has none.
-func contentID(banner string, tables [sha256.Size]byte) string {
+func contentID(banner string, syms *Symbols, btf []byte) string {
 	h := sha256.New()
-	h.Write([]byte(banner))
-	h.Write(tables[:])
+	for _, p := range [][]byte{[]byte(banner), syms.names, btf} {
+		s := sha256.Sum256(p)
+		h.Write(s[:])
+	}
 	return "h-" + hex.EncodeToString(h.Sum(nil)[:20])
 }
 

@@ -28,8 +28,10 @@ type Symbols struct {
 	pos    []uint32
 	plain  bool
 	tokens *tokens
-	addrs  addresses
-	lo, hi hypervisor.VirtAddr // the image
+	// tokenTable is what tokens were read from.
+	tokenTable []byte
+	addrs      addresses
+	lo, hi     hypervisor.VirtAddr // the image
 
 	index  func() *nameIndex                   // built when a name is first asked for
 	percpu func() (lo, hi hypervisor.VirtAddr) // likewise
@@ -161,7 +163,8 @@ func (t addressTable) shift(by int) addressTable {
 func newSymbols(b []byte, va hypervisor.VirtAddr, l layout, t addressTable, lo, hi hypervisor.VirtAddr) (*Symbols, error) {
 	s := &Symbols{plain: l.plainLen, lo: lo, hi: hi}
 	var err error
-	if s.tokens, err = parseTokens(b[l.tokens.table:l.tokens.index], b[l.tokens.index:]); err != nil {
+	s.tokenTable = b[l.tokens.table:l.tokens.index]
+	if s.tokens, err = parseTokens(s.tokenTable, b[l.tokens.index:]); err != nil {
 		return nil, &DamagedError{Table: "kallsyms_token_table", Offset: 0, Err: err}
 	}
 	s.names = b[l.names:l.namesEnd:l.namesEnd]

@@ -1,0 +1,5 @@
+package profile
+
+import "log/slog"
+
+var discard = slog.New(slog.DiscardHandler)
