@@ -14,11 +14,17 @@
 // # What is RAM
 //
 // The same with QMP and without it: the machine's main memory as the board
-// maps it (below the PCI hole, and above 4 GiB), plus DIMMs where QMP tells of
-// them; less the VGA window 0xa0000-0xbffff, which no firmware ever reports as
-// RAM. In 0xc0000-0xfffff the RAM behind the firmware's window is read: it is
-// what the guest sees there once its firmware has shadowed itself, and zeros
-// or leftovers before. Video memory, ROMs and other device memory are not RAM.
+// maps it, below the PCI hole and above 4 GiB, and DIMMs where QMP tells of
+// them. Below 1 MiB what the guest sees differs from it, and changes while the
+// firmware runs; there the RAM itself is read, whatever covers it:
+//   - 0xa0000-0xbffff: RAM to system management mode, and to all where there is
+//     no video card; else the guest sees video memory in front of it;
+//   - 0xc0000-0xfffff: the guest sees it once its firmware has shadowed itself
+//     (PAM registers), ROM before.
+//
+// So all that `info mtree -f` calls RAM at any moment is read, nothing of main
+// memory is ever out of sight, and the sum is what -m says. Video memory, ROMs
+// and other device memory are not RAM.
 //
 // # What a VM's end looks like
 //

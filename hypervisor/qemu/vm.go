@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/vantage-vmi/vantage/hypervisor"
-	"github.com/vantage-vmi/vantage/hypervisor/qemu/internal/board"
 	"github.com/vantage-vmi/vantage/hypervisor/qemu/internal/cmdline"
 	"github.com/vantage-vmi/vantage/hypervisor/qemu/internal/proc"
 )
@@ -27,7 +26,7 @@ type VM struct {
 	info    hypervisor.Info
 	mem     *os.File // /proc/PID/mem
 	blocks  []*backing
-	extents []placement // sorted; the VGA window left out
+	extents []placement // sorted
 	ranges  []hypervisor.Range
 
 	mu     sync.RWMutex // held for reading by every method, for writing by Close
@@ -55,16 +54,9 @@ func (vm *VM) setLayout(l *layout, runs [][]proc.VMA) error {
 		}
 		vm.blocks = append(vm.blocks, back)
 	}
-	for _, p := range l.places {
-		for _, w := range [][2]hypervisor.PhysAddr{{0, board.VGAStart}, {board.VGAEnd, ^hypervisor.PhysAddr(0)}} {
-			lo, hi := max(p.gpa, w[0]), min(p.end(), w[1])
-			if lo < hi {
-				vm.extents = append(vm.extents, placement{gpa: lo, size: uint64(hi - lo), block: p.block, off: p.off + uint64(lo-p.gpa)})
-			}
-		}
-	}
-	var rs []hypervisor.Range
-	for _, e := range vm.extents {
+	vm.extents = l.places
+	rs := make([]hypervisor.Range, 0, len(l.places))
+	for _, e := range l.places {
 		rs = append(rs, hypervisor.Range{Start: e.gpa, Size: e.size})
 	}
 	var err error

@@ -33,14 +33,10 @@ const (
 	defaultBelow4 = 0xe000_0000 // i440fx: 3.5 GiB
 )
 
-// The legacy windows below 1 MiB.
+// The windows below 1 MiB, where other things than main memory may be seen:
+// video memory from VGAStart on, ROM up to LegacyEnd.
 const (
-	// The VGA window is never RAM to the guest's system: it shows video memory,
-	// or RAM that only system management mode sees.
-	VGAStart = 0xa0000
-	VGAEnd   = 0xc0000
-	// From VGAEnd to LegacyEnd ROM is seen until the firmware copies itself
-	// into the RAM behind it (PAM registers).
+	VGAStart  = 0xa0000
 	LegacyEnd = 0x100000
 )
 
@@ -51,8 +47,7 @@ type Segment struct {
 	Offset uint64 // of Start in main memory, bytes
 }
 
-// Layout returns where main memory lies, sorted by address and before the VGA
-// window is taken out. It returns a *hypervisor.NotSupportedError for machines
+// Layout returns where main memory lies, sorted by address. It returns a *hypervisor.NotSupportedError for machines
 // whose layout cannot be told from their command line.
 func Layout(c *cmdline.Config, kvm bool, hostVendor string) ([]Segment, error) {
 	size := c.MemoryBytes()
