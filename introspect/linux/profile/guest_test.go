@@ -190,6 +190,16 @@ func TestFindInGuests(t *testing.T) {
 					checkKernel(t, k, want, cfg)
 				})
 			}
+			if !cfg.KASLR || cfg.LA57 {
+				return // once for each kernel
+			}
+			t.Run("types", func(t *testing.T) {
+				k, err := Find(t.Context(), mem, nil, Options{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				compareBTF(t, readBTF(t, k))
+			})
 		})
 	}
 }
@@ -234,7 +244,7 @@ func checkKernel(t *testing.T, k *Kernel, want truth, cfg lab.Config) {
 	if mode := map[bool]paging.Mode{false: paging.Mode4Level, true: paging.Mode5Level}[cfg.LA57]; k.Root.Mode != mode {
 		t.Errorf("paging mode %v, want %v", k.Root.Mode, mode)
 	}
-	if err := checkBTFSum(k, want.btfSum); err != nil {
+	if err := checkBTFSum(k, readBTF(t, k), want.btfSum); err != nil {
 		t.Error(err)
 	}
 }
@@ -250,19 +260,24 @@ func symbolsSum(s *Symbols) string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-func checkBTFSum(k *Kernel, want string) error {
+func readBTF(t *testing.T, k *Kernel) []byte {
+	t.Helper()
 	lo, err := k.Symbol("__start_BTF")
 	if err != nil {
-		return err
+		t.Fatal(err)
 	}
 	hi, err := k.Symbol("__stop_BTF")
 	if err != nil {
-		return err
+		t.Fatal(err)
 	}
 	b := make([]byte, hi-lo)
 	if _, err := k.Space.ReadVirt(b, lo); err != nil {
-		return err
+		t.Fatal(err)
 	}
+	return b
+}
+
+func checkBTFSum(k *Kernel, b []byte, want string) error {
 	if sum := sha256.Sum256(b); hex.EncodeToString(sum[:]) != want {
 		return errors.New("BTF differs from /sys/kernel/btf/vmlinux")
 	}

@@ -15,11 +15,12 @@ const (
 	maxMembers = 1 << 20
 )
 
-// fieldOf returns where the member that path names lies in bt.
-func (t *Types) fieldOf(bt btfType, path string) (Field, error) {
+// fieldOf returns where the member that path names lies in bt; without more,
+// bt itself.
+func (t *Types) fieldOf(bt btfType, path string, more bool) (Field, error) {
 	at := member{typ: bt.id}
 	base := uint64(0) // in bits
-	for more := path != ""; more; {
+	for more {
 		var name string
 		name, path, more = strings.Cut(path, ".")
 		st, err := t.resolve(at.typ)

@@ -99,13 +99,13 @@ func (t *Types) Len() int {
 // that wraps ErrNoType when there is no such type or member, and one that wraps
 // ErrDamaged when the types do not hold together.
 func (t *Types) Field(path string) (Field, error) {
-	name, rest, _ := strings.Cut(path, ".")
+	name, rest, more := strings.Cut(path, ".")
 	var damaged error
 	for bt, err := range t.named(name) {
 		if err != nil {
 			return Field{}, err
 		}
-		f, err := t.fieldOf(bt, rest)
+		f, err := t.fieldOf(bt, rest, more)
 		if err == nil {
 			return f, nil
 		}
