@@ -89,7 +89,10 @@ func (vm *VM) Registers(ctx context.Context) ([]hypervisor.Registers, error) {
 		regs, err = monitor.ParseRegisters(text)
 		return err
 	})
-	if err == nil || errors.Is(err, hypervisor.ErrGone) || errors.Is(err, hypervisor.ErrClosed) || ctx.Err() != nil {
+	if ctx.Err() != nil {
+		return nil, fmt.Errorf("vCPU registers: %w", context.Cause(ctx))
+	}
+	if err == nil || errors.Is(err, hypervisor.ErrGone) || errors.Is(err, hypervisor.ErrClosed) {
 		return regs, err
 	}
 	passive, perr := vm.passiveRegisters(ctx)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -48,8 +49,11 @@ func startBinary(t testing.TB, bin string, withQMP bool, args ...string) *machin
 	t.Helper()
 	m := &machine{t: t, dir: tempDir(t)}
 	ours, theirs := socketPair(t)
-	base := []string{"-accel", "tcg", "-display", "none", "-nodefaults", "-no-user-config",
+	base := []string{"-display", "none", "-nodefaults", "-no-user-config",
 		"-chardev", "socket,id=truth,fd=3", "-mon", "chardev=truth,mode=control"}
+	if !slices.Contains(args, "-accel") {
+		base = append(base, "-accel", "tcg")
+	}
 	if withQMP {
 		m.sock = filepath.Join(m.dir, "qmp.sock")
 		base = append(base, "-qmp", "unix:"+m.sock+",server=on,wait=off")
