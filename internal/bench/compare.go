@@ -32,7 +32,11 @@ func scanFigures(ctx context.Context, o options, ram string) ([]figure, error) {
 			func() (sample, error) {
 				return command(ctx, []int{0, 1}, o.vantage, "scan", "image:"+ram, "--physical", "--rules", set.path, "--json", "--quiet")
 			},
-			func() (sample, error) { return command(ctx, []int{0}, "yara", "-w", yaraRules, ram) },
+			func() (sample, error) {
+				// The variables that the scanner sets by itself (scanner.RuleOptions).
+				return command(ctx, []int{0}, "yara", "-w", "-d", "kind=physical", "-d", "pid=0", "-d", "comm=",
+					"-d", "where=[physical]", "-d", "perms=", "-d", "vm=bench", yaraRules, ram)
+			},
 		)
 		if err != nil {
 			return nil, err

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"io"
 	"os"
 
 	"github.com/vantage-vmi/vantage/internal/lab"
@@ -23,13 +24,14 @@ head -c 4096 <&9 >/dev/null
 `
 
 // makeImage boots a guest of 1 GiB, fills it and writes its RAM to path; a
-// byte's offset in the file is its guest-physical address.
+// byte's offset in the file is its guest-physical address (at this size all of
+// RAM lies below the hole).
 func makeImage(ctx context.Context, path string) (err error) {
 	k, err := lab.FetchKernel(ctx, lab.Bookworm, lab.Cloud)
 	if err != nil {
 		return err
 	}
-	g, err := lab.Boot(ctx, lab.Config{Name: "bench", Kernel: k, Memory: 1 * lab.GiB, KASLR: true, Init: fill})
+	g, err := lab.Boot(ctx, lab.Config{Name: "bench", Kernel: k, Memory: 1 * lab.GiB, Shared: true, KASLR: true, Init: fill})
 	if err != nil {
 		return err
 	}
@@ -39,8 +41,34 @@ func makeImage(ctx context.Context, path string) (err error) {
 		}
 	}()
 	tmp := path + ".part"
-	if err := g.DumpRaw(ctx, tmp); err != nil {
+	if err := g.Pause(ctx); err != nil {
+		return err
+	}
+	ram, err := g.RAMFile()
+	if err != nil {
+		return err
+	}
+	if err := copyFile(tmp, ram); err != nil {
 		return err
 	}
 	return os.Rename(tmp, path)
+}
+
+func copyFile(to, from string) (err error) {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.Create(to)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if cerr := out.Close(); err == nil {
+			err = cerr
+		}
+	}()
+	_, err = io.Copy(out, in)
+	return err
 }
