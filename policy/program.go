@@ -167,11 +167,10 @@ func newCompiler(conflicts func([]string) (bool, error), print bool) *ast.Compil
 
 // explain adds, to errors of calls to disabled builtins, why they are.
 func explain(errs ast.Errors) error {
-	text := errs.Error()
-	disabled := DisabledBuiltins()
-	for _, name := range sortedKeys(disabled) {
-		if strings.Contains(text, "undefined function "+name) {
-			return fmt.Errorf("%w (%s is disabled: it %s)", errs, name, disabled[name])
+	for _, e := range errs {
+		_, name, ok := strings.Cut(e.Message, "undefined function ")
+		if why, off := DisabledBuiltins()[name]; ok && off {
+			return fmt.Errorf("%w (%s is disabled: it %s)", errs, name, why)
 		}
 	}
 	return errs
