@@ -125,6 +125,9 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Ready == "" {
 		c.Ready = ReadyMarker
 	}
+	if c.Program && c.Modules == nil {
+		c.Modules = TruthModules()
+	}
 	if c.Timeout == 0 {
 		c.Timeout = DefaultBootTimeout
 	}

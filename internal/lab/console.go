@@ -87,6 +87,9 @@ func hasLine(text, line string) bool {
 	return strings.HasPrefix(text, line+"\n") || strings.Contains(text, "\n"+line+"\n")
 }
 
+// maxTailLine is how much of a line tail shows, in bytes.
+const maxTailLine = 200
+
 // tail returns the last n lines of s with control bytes escaped: a guest must
 // not write to the terminal of whom reads its console.
 func tail(s string, n int) string {
@@ -95,6 +98,9 @@ func tail(s string, n int) string {
 		lines = lines[len(lines)-n:]
 	}
 	for i, l := range lines {
+		if len(l) > maxTailLine {
+			l = l[:maxTailLine] + "…"
+		}
 		q := strconv.QuoteToGraphic(l)
 		lines[i] = strings.ReplaceAll(q[1:len(q)-1], `\"`, `"`)
 	}

@@ -209,16 +209,36 @@ func (g *Guest) Run(ctx context.Context, script string) (string, error) {
 	if len(script) > maxScript {
 		return "", fmt.Errorf("guest %s: script of %d bytes is longer than %d", g.cfg.Name, len(script), maxScript)
 	}
+	out, status, err := g.exchange(ctx, base64.StdEncoding.EncodeToString([]byte(script)))
+	if err == nil && status != "0" {
+		err = fmt.Errorf("guest %s: script ended with status %s: %s", g.cfg.Name, status, tail(out, 5))
+	}
+	return out, err
+}
+
+// Command gives the truth program a command ("fork 50", "exit PID"; see
+// guest/command.c) and returns what it printed. It needs a guest with
+// Config.Program. A status other than 0 is an error.
+func (g *Guest) Command(ctx context.Context, command string) (string, error) {
+	out, status, err := g.exchange(ctx, command)
+	if err == nil && status != "0" {
+		err = fmt.Errorf("guest %s: command %q ended with status %s: %s", g.cfg.Name, command, status, tail(out, 5))
+	}
+	return out, err
+}
+
+// exchange sends a line to what reads the guest's serial line and returns what
+// it answered.
+func (g *Guest) exchange(ctx context.Context, line string) (out, status string, err error) {
 	g.runMu.Lock()
 	defer g.runMu.Unlock()
 	g.runID++
 	id := strconv.Itoa(g.runID)
 	from := g.console.size()
-	if err := g.Send(id + " " + base64.StdEncoding.EncodeToString([]byte(script))); err != nil {
-		return "", err
+	if err := g.Send(id + " " + line); err != nil {
+		return "", "", err
 	}
-	var out, status string
-	err := g.console.wait(ctx, from, func(text string) bool {
+	err = g.console.wait(ctx, from, func(text string) bool {
 		_, rest, ok := strings.Cut(text, "VANTAGE-LAB-BEGIN "+id+"\n")
 		if !ok {
 			return false
@@ -231,12 +251,9 @@ func (g *Guest) Run(ctx context.Context, script string) (string, error) {
 		return ok
 	})
 	if err != nil {
-		return "", g.failure(fmt.Errorf("run in guest: %w", err))
+		return "", "", g.failure(fmt.Errorf("await the guest's answer: %w", err))
 	}
-	if status != "0" {
-		return out, fmt.Errorf("guest %s: script ended with status %s: %s", g.cfg.Name, status, tail(out, 5))
-	}
-	return out, nil
+	return out, status, nil
 }
 
 // Monitor runs a QMP command over the lab's own monitor, which works with and
