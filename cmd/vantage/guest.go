@@ -7,17 +7,11 @@ import (
 
 	"github.com/vantage-vmi/vantage/hypervisor"
 	"github.com/vantage-vmi/vantage/introspect/linux"
+	"github.com/vantage-vmi/vantage/node"
 )
 
-// guest is a VM that was opened, and the Linux that was found in it.
-type guest struct {
-	vm    hypervisor.VM
-	linux *linux.Guest
-}
-
-// withGuest opens the VM that name means, finds its kernel, and lets do work
-// with it.
-func (a *app) withGuest(ctx context.Context, name string, do func(*guest) error) (err error) {
+// withVM opens the VM that name means and lets do work with it.
+func (a *app) withVM(ctx context.Context, name string, do func(*node.Node, hypervisor.VM) error) (err error) {
 	n, err := a.node()
 	if err != nil {
 		return err
@@ -31,9 +25,16 @@ func (a *app) withGuest(ctx context.Context, name string, do func(*guest) error)
 			err = errors.Join(err, fmt.Errorf("close %s: %w", name, cerr))
 		}
 	}()
-	lg, err := n.Linux(ctx, vm)
-	if err != nil {
-		return fmt.Errorf("look into %s: %w", name, err)
-	}
-	return do(&guest{vm: vm, linux: lg})
+	return do(n, vm)
+}
+
+// withGuest opens the VM that name means and finds its kernel.
+func (a *app) withGuest(ctx context.Context, name string, do func(*linux.Guest) error) error {
+	return a.withVM(ctx, name, func(n *node.Node, vm hypervisor.VM) error {
+		g, err := n.Linux(ctx, vm)
+		if err != nil {
+			return fmt.Errorf("look into %s: %w", name, err)
+		}
+		return do(g)
+	})
 }

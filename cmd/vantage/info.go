@@ -8,25 +8,36 @@ import (
 	"github.com/vantage-vmi/vantage/hypervisor"
 	"github.com/vantage-vmi/vantage/internal/term"
 	"github.com/vantage-vmi/vantage/introspect/linux"
+	"github.com/vantage-vmi/vantage/node"
 )
 
 func (a *app) infoCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "info VM",
 		Short: "Tell what a VM is and what runs in it",
-		Long: `Tell what a VM is (driver, memory, registers in reach) and what runs in it:
-kernel version, boot time, command line, where KASLR put the kernel.`,
+		Long: `Tell what a VM is (driver, state, memory) and what runs in it: kernel version,
+boot time, command line, where KASLR put the kernel. Of a guest that is not
+understood the first part is told, and the status is 2.`,
 		Example: `  vantage info web-1
   vantage info web-1.lime --json`,
 		Args:              oneVM,
 		ValidArgsFunction: a.completeVMs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withGuest(cmd.Context(), args[0], func(g *guest) error {
-				info, err := g.linux.Info(cmd.Context())
+			return a.withVM(cmd.Context(), args[0], func(n *node.Node, vm hypervisor.VM) error {
+				out := vmInfo{VM: vm.Info(), Ranges: vm.Ranges()}
+				g, lookErr := n.Linux(cmd.Context(), vm)
+				if lookErr != nil {
+					if err := a.printInfo(out); err != nil {
+						return err
+					}
+					return fmt.Errorf("look into %s: %w", args[0], lookErr)
+				}
+				info, err := g.Info(cmd.Context())
 				if err != nil {
 					return fmt.Errorf("read facts of %s: %w", args[0], err)
 				}
-				if err := a.printInfo(g.vm, info); err != nil {
+				out.Guest = &info
+				if err := a.printInfo(out); err != nil {
 					return err
 				}
 				return a.incomplete(info.Coverage)
@@ -35,41 +46,48 @@ kernel version, boot time, command line, where KASLR put the kernel.`,
 	}
 }
 
-func (a *app) printInfo(vm hypervisor.VM, i linux.Info) error {
-	v := vm.Info()
+// vmInfo is what `vantage info` prints.
+type vmInfo struct {
+	VM     hypervisor.Info    `json:"vm"`
+	Ranges []hypervisor.Range `json:"memory_ranges"`
+	Guest  *linux.Info        `json:"guest,omitempty"`
+}
+
+func (a *app) printInfo(i vmInfo) error {
 	if a.json {
-		return a.printJSON(struct {
-			VM     hypervisor.Info    `json:"vm"`
-			Ranges []hypervisor.Range `json:"memory_ranges"`
-			Guest  linux.Info         `json:"guest"`
-		}{v, vm.Ranges(), i})
+		return a.printJSON(i)
 	}
-	kaslr := "off"
-	if i.KASLROffset != 0 {
-		kaslr = fmt.Sprintf("moved by %#x", i.KASLROffset)
+	lines := [][2]string{
+		{"VM", i.VM.Name + " (" + i.VM.URI + ")"},
+		{"State", string(i.VM.State)},
+		{"Memory", bytesText(i.VM.MemoryBytes)},
+		{"vCPUs", countText(i.VM.VCPUs)},
+		{"Host PID", countText(i.VM.PID)},
 	}
-	boot := timeText(i.BootTime)
-	if !i.BootTime.IsZero() {
-		boot += " UTC"
+	if g := i.Guest; g != nil {
+		kaslr := "off"
+		if g.KASLROffset != 0 {
+			kaslr = fmt.Sprintf("moved by %#x", g.KASLROffset)
+		}
+		boot := timeText(g.BootTime)
+		if !g.BootTime.IsZero() {
+			boot += " UTC"
+		}
+		lines = append(lines, [][2]string{
+			{"Kernel", g.OS + " " + g.Release + " " + g.Arch},
+			{"Version", g.Version},
+			{"Build ID", g.BuildID},
+			{"Hostname", g.Hostname},
+			{"Booted", boot},
+			{"CPUs online", countText(g.CPUs)},
+			{"Command line", g.CommandLine},
+			{"Kernel base", fmt.Sprintf("%v virtual, %v physical", g.VirtBase, g.PhysBase)},
+			{"KASLR", kaslr},
+			{"Page tables", fmt.Sprintf("%d levels", g.PageTableLevels)},
+		}...)
 	}
-	for _, line := range [][2]string{
-		{"VM", v.Name + " (" + v.URI + ")"},
-		{"State", string(v.State)},
-		{"Memory", bytesText(v.MemoryBytes)},
-		{"vCPUs", countText(v.VCPUs)},
-		{"Host PID", countText(v.PID)},
-		{"Kernel", i.OS + " " + i.Release + " " + i.Arch},
-		{"Version", i.Version},
-		{"Build ID", i.BuildID},
-		{"Hostname", i.Hostname},
-		{"Booted", boot},
-		{"CPUs online", countText(i.CPUs)},
-		{"Command line", i.CommandLine},
-		{"Kernel base", fmt.Sprintf("%v virtual, %v physical", i.VirtBase, i.PhysBase)},
-		{"KASLR", kaslr},
-		{"Page tables", fmt.Sprintf("%d levels", i.PageTableLevels)},
-	} {
-		if _, err := fmt.Fprintf(a.stdout, "%-13s %s\n", line[0]+":", term.Escape(line[1])); err != nil {
+	for _, l := range lines {
+		if _, err := fmt.Fprintf(a.stdout, "%-13s %s\n", l[0]+":", term.Escape(l[1])); err != nil {
 			return err
 		}
 	}

@@ -21,8 +21,8 @@ JSON fields: name base size kernel_address hidden.`,
 		Args:              oneVM,
 		ValidArgsFunction: a.completeVMs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withGuest(cmd.Context(), args[0], func(g *guest) error {
-				list, err := g.linux.Modules(cmd.Context())
+			return a.withGuest(cmd.Context(), args[0], func(g *linux.Guest) error {
+				list, err := g.Modules(cmd.Context())
 				if err != nil {
 					return fmt.Errorf("list modules of %s: %w", args[0], err)
 				}

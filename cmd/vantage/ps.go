@@ -31,8 +31,8 @@ bytes that a terminal would act on are written as \xNN.`,
 		Args:              oneVM,
 		ValidArgsFunction: a.completeVMs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withGuest(cmd.Context(), args[0], func(g *guest) error {
-				list, err := g.linux.Processes(cmd.Context(), opts)
+			return a.withGuest(cmd.Context(), args[0], func(g *linux.Guest) error {
+				list, err := g.Processes(cmd.Context(), opts)
 				if err != nil {
 					return fmt.Errorf("list processes of %s: %w", args[0], err)
 				}
