@@ -75,7 +75,9 @@ func newLayout(r Root) (*layout, error) {
 		pt.pageReserved |= ignored
 		pd.tableReserved |= ignored
 		pd.pageReserved |= ignored
-		top := level{number: 3, shift: 30, entries: 4, noPerms: true, tableReserved: high | ignored | bitNX | 0x1e6}
+		// Of the reserved bits 2:1 and 8:5 bit 5 is let pass: QEMU's TCG keeps an
+		// accessed bit there, as if this were an entry like the others.
+		top := level{number: 3, shift: 30, entries: 4, noPerms: true, tableReserved: high | ignored | bitNX | 0x1c6}
 		l.levels = []level{top, pd, pt}
 	case Mode4Level, Mode5Level:
 		l.vaBits, l.signed = 48, true

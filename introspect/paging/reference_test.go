@@ -157,7 +157,7 @@ func (r reference) translatePAE(va uint64) refResult {
 	if res, bad := hole(pdpte, ok, 3); bad {
 		return res
 	}
-	if bits(pdpte, 2, 1) != 0 || bits(pdpte, 8, 5) != 0 {
+	if bits(pdpte, 2, 1) != 0 || bits(pdpte, 8, 6) != 0 { // bit 5: see newLayout
 		return refResult{kind: KindReserved, level: 3}
 	}
 	pde, ok := r.entry(bits(pdpte, 51, 12)<<12+bits(va, 29, 21)*8, 8)
