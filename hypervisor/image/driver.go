@@ -148,7 +148,7 @@ func parseTarget(target string) (string, params, error) {
 	}
 	for k, vs := range values {
 		v := vs[len(vs)-1]
-		ok := false
+		var ok bool
 		switch k {
 		case "format":
 			p.format = v

@@ -121,7 +121,7 @@ func (w *treeWalk) table(li int, addr hypervisor.PhysAddr, base hypervisor.VirtA
 		}
 		out := l.decode(lv, entry)
 		p := l.permissions(lv, perms, entry)
-		ok := true
+		var ok bool
 		switch {
 		case out.kind != 0:
 			ok = w.emit(Mapping{Virt: virt, Size: size}, &NotMappedError{
