@@ -121,9 +121,14 @@ func newTypes(blob, index []byte) (*Types, error) {
 		return nil, btfDamaged(h.strs, "strings do not begin and end with a NUL")
 	}
 	if index != nil {
-		return t, t.readIndex(index)
+		err = t.readIndex(index)
+	} else {
+		err = t.buildIndex()
 	}
-	return t, t.buildIndex()
+	if err != nil {
+		return nil, err
+	}
+	return t, nil
 }
 
 // appendIndex returns what buildIndex made.

@@ -64,6 +64,7 @@ const digits = "0\x001\x002\x003\x004\x005\x006\x007\x008\x009\x00"
 // offset at, or -1. It looks at eight bytes at a time: digits is long enough to
 // hold eight aligned ones whatever its own alignment.
 func nextDigits(b []byte, at int) int {
+	at = max(at, 0)
 	for i := at &^ 7; i+8 <= len(b); i += 8 {
 		v := binary.LittleEndian.Uint64(b[i:])
 		if v&0xfff0_fff0_fff0_fff0 != 0x0030_0030_0030_0030 && v&0xf0ff_f0ff_f0ff_f0ff != 0x3000_3000_3000_3000 {

@@ -1,5 +1,0 @@
-package profile
-
-import "log/slog"
-
-var discard = slog.New(slog.DiscardHandler)
