@@ -48,7 +48,7 @@ func openBacking(p *proc.Process, mem *os.File, run []proc.VMA, hva, size uint64
 	}
 	f, err := openShared(p, run)
 	if err != nil {
-		if gone := p.CheckNow(); gone != nil {
+		if gone := p.Ended(); gone != nil {
 			return nil, gone
 		}
 		b.why = fmt.Sprintf("the memory's file could not be opened: %v", err)
@@ -150,7 +150,7 @@ func (b *backing) read(p []byte, off uint64) (int, error) {
 
 // unreadable explains a short read: by the VM's end where that is the cause.
 func (b *backing) unreadable(err error) error {
-	if gone := b.p.CheckNow(); gone != nil {
+	if gone := b.p.Ended(); gone != nil {
 		return gone
 	}
 	if err == nil || errors.Is(err, io.EOF) {

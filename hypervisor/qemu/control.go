@@ -35,7 +35,7 @@ func (vm *VM) withQMP(ctx context.Context, what string, f func(context.Context, 
 	if err == nil {
 		return nil
 	}
-	if gone := vm.p.CheckNow(); gone != nil {
+	if gone := vm.p.Ended(); gone != nil {
 		return gone
 	}
 	var no *hypervisor.NotSupportedError
@@ -111,7 +111,7 @@ func (vm *VM) passiveRegisters(ctx context.Context) ([]hypervisor.Registers, err
 	}
 	defer vm.leave()
 	regs, err := kvmrun.Registers(ctx, vm.p)
-	if gone := vm.p.CheckNow(); gone != nil {
+	if gone := vm.p.Ended(); gone != nil {
 		return nil, gone
 	}
 	return regs, err

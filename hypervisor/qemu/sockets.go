@@ -141,7 +141,7 @@ func dialOnce(ctx context.Context, p *proc.Process, cfg *cmdline.Config) (*qmp.C
 		}
 		errs = append(errs, fmt.Errorf("QMP monitor %q: %w", s.String(), err))
 	}
-	if err := p.CheckNow(); err != nil {
+	if err := p.Ended(); err != nil {
 		return nil, err
 	}
 	return nil, errors.Join(errs...)

@@ -47,7 +47,7 @@ func (p *Process) Maps() ([]VMA, error) {
 		return nil, err
 	}
 	if len(b) == 0 { // a zombie has no mappings, and a dead one no file
-		if err := p.CheckNow(); err != nil {
+		if err := p.Ended(); err != nil {
 			return nil, err
 		}
 	}

@@ -143,6 +143,47 @@ func (p *Process) checkNow() error {
 	return p.Check()
 }
 
+// Ended explains a failure: it returns an error that wraps hypervisor.ErrGone
+// when the process has ended or is about to. A process that exits gives back
+// its memory and namespaces some time before its pidfd says so.
+func (p *Process) Ended() error {
+	if err := p.checkNow(); err != nil {
+		return err
+	}
+	fd, err := unix.Openat(p.dir, "stat", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		defer unix.Close(fd)
+		b := make([]byte, 4096)
+		n, rerr := unix.Read(fd, b)
+		if rerr == nil && !Exiting(b[:n]) {
+			return nil
+		}
+		err = rerr
+	}
+	if err == nil || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) {
+		p.gone.Store(true)
+	}
+	return p.Check()
+}
+
+// pfExiting is PF_EXITING (include/linux/sched.h): getting shut down.
+const pfExiting = 4
+
+// Exiting reports whether the text of /proc/PID/stat is of a process that is a
+// zombie or on its way there.
+func Exiting(stat []byte) bool {
+	i := bytes.LastIndexByte(stat, ')')
+	if i < 0 {
+		return false
+	}
+	f := bytes.Fields(stat[i+1:]) // state is field 3, flags field 9
+	if len(f) < 7 {
+		return false
+	}
+	flags, err := strconv.ParseUint(string(f[6]), 10, 64)
+	return err == nil && flags&pfExiting != 0 || f[0][0] == 'Z' || f[0][0] == 'X'
+}
+
 // Close lets go of the process. It must not run concurrently with any other
 // method.
 func (p *Process) Close() error {
@@ -183,7 +224,7 @@ func (p *Process) OpenFile(name string, flags int) (*os.File, error) {
 
 // fail turns an errno into ErrGone where the process's end explains it.
 func (p *Process) fail(name string, err error) error {
-	if gone := p.checkNow(); gone != nil {
+	if gone := p.Ended(); gone != nil {
 		return gone
 	}
 	if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) {

@@ -7,7 +7,6 @@
 package qmp
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -21,9 +20,9 @@ import (
 )
 
 const (
-	// MaxLine bounds one message of QEMU's, in bytes. The longest that is asked
+	// MaxMessage bounds one message of QEMU's, in bytes. The longest that is asked
 	// for, the registers of some hundred vCPUs, takes 4 KiB a vCPU.
-	MaxLine = 16 << 20
+	MaxMessage = 16 << 20
 	// maxEvents bounds the events that are passed over in wait of an answer.
 	maxEvents = 10000
 )
@@ -46,7 +45,8 @@ func (e *CommandError) Error() string {
 // goroutine at a time.
 type Client struct {
 	conn net.Conn
-	r    *bufio.Reader
+	in   *bounded
+	dec  *json.Decoder
 	id   uint64
 
 	// Version of QEMU, from its greeting.
@@ -70,7 +70,8 @@ type message struct {
 // taken as a monitor that serves another client: the error then wraps
 // hypervisor.ErrBusy. Nothing is sent before QEMU has greeted.
 func New(ctx context.Context, conn net.Conn) (*Client, error) {
-	c := &Client{conn: conn, r: bufio.NewReaderSize(conn, 64<<10)}
+	in := &bounded{r: conn}
+	c := &Client{conn: conn, in: in, dec: json.NewDecoder(in)}
 	if err := c.handshake(ctx); err != nil {
 		_ = conn.Close()
 		return nil, err
@@ -168,37 +169,31 @@ func (c *Client) HMP(ctx context.Context, line string) (string, error) {
 	return out, nil
 }
 
-// read reads one message.
+// read reads one message: a line, or with a pretty monitor several.
 func (c *Client) read(m *message) error {
-	line, err := readLine(c.r, MaxLine)
-	if err != nil {
-		return err
-	}
-	if err := json.Unmarshal(line, m); err != nil {
+	c.in.left = MaxMessage
+	err := c.dec.Decode(m)
+	var syntax *json.SyntaxError
+	var kind *json.UnmarshalTypeError
+	if errors.As(err, &syntax) || errors.As(err, &kind) {
 		return fmt.Errorf("%w: %w", ErrProtocol, err)
 	}
-	return nil
+	return err
 }
 
-// readLine reads up to a newline, and not more than limit bytes.
-func readLine(r *bufio.Reader, limit int) ([]byte, error) {
-	var line []byte
-	for {
-		part, err := r.ReadSlice('\n')
-		if len(line)+len(part) > limit {
-			return nil, fmt.Errorf("%w: a line of more than %d bytes", ErrProtocol, limit)
-		}
-		line = append(line, part...)
-		switch {
-		case err == nil:
-			return line, nil
-		case errors.Is(err, bufio.ErrBufferFull):
-		case errors.Is(err, io.EOF) && len(line) > 0:
-			return nil, io.ErrUnexpectedEOF
-		default:
-			return nil, err
-		}
+// bounded reads no more than left bytes.
+type bounded struct {
+	r    io.Reader
+	left int
+}
+
+func (b *bounded) Read(p []byte) (int, error) {
+	if b.left <= 0 {
+		return 0, fmt.Errorf("%w: a message of more than %d bytes", ErrProtocol, MaxMessage)
 	}
+	n, err := b.r.Read(p[:min(len(p), b.left)])
+	b.left -= n
+	return n, err
 }
 
 // Close ends the connection. The VM and its monitor go on.

@@ -1,7 +1,6 @@
 package qmp
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -65,6 +64,8 @@ func TestClient(t *testing.T) {
 		switch cmd {
 		case "query-status":
 			return event + ok(json.RawMessage("7777"), `{"running": false}`) + event + ok(id, `{"running": true, "status": "running"}`)
+		case "pretty":
+			return "{\n    \"return\": {\n        \"running\": true\n    },\n    \"id\": " + string(id) + "\n}\n"
 		case "human-monitor-command":
 			return ok(id, `"text\r\n"`)
 		case "bad":
@@ -85,6 +86,10 @@ func TestClient(t *testing.T) {
 	var st struct{ Running bool }
 	if err := c.Execute(ctx, "query-status", nil, &st); err != nil || !st.Running {
 		t.Errorf("query-status = %v, %v", st, err)
+	}
+	st.Running = false
+	if err := c.Execute(ctx, "pretty", nil, &st); err != nil || !st.Running {
+		t.Errorf("an answer of several lines = %v, %v", st, err)
 	}
 	if s, err := c.HMP(ctx, "info version"); s != "text\r\n" || err != nil {
 		t.Errorf("HMP = %q, %v", s, err)
@@ -107,7 +112,7 @@ func TestHandshakeFailures(t *testing.T) {
 		{"not QMP", "SSH-2.0-OpenSSH_9.2\r\n", ErrProtocol},
 		{"other JSON", `{"hello": 1}` + "\n", ErrProtocol},
 		{"half a line", `{"QMP": `, hypervisor.ErrBusy},
-		{"endless line", strings.Repeat("x", MaxLine+65536), ErrProtocol},
+		{"endless message", `{"QMP": "` + strings.Repeat("x", MaxMessage+65536), ErrProtocol},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
@@ -173,17 +178,4 @@ func FuzzClient(f *testing.F) {
 		_ = c.Execute(context.Background(), "query-status", nil, &st)
 		_, _ = c.HMP(context.Background(), "info mtree -f")
 	})
-}
-
-func TestReadLine(t *testing.T) {
-	r := bufio.NewReaderSize(strings.NewReader(strings.Repeat("a", 100)+"\nb"), 16)
-	if b, err := readLine(r, 200); len(b) != 101 || err != nil {
-		t.Errorf("readLine = %d bytes, %v", len(b), err)
-	}
-	if _, err := readLine(r, 200); !errors.Is(err, io.ErrUnexpectedEOF) {
-		t.Errorf("half a line: %v", err)
-	}
-	if _, err := readLine(bufio.NewReaderSize(strings.NewReader(strings.Repeat("a", 100)), 16), 50); !errors.Is(err, ErrProtocol) {
-		t.Errorf("long line: %v", err)
-	}
 }
