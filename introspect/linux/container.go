@@ -1,6 +1,7 @@
 package linux
 
 import (
+	"slices"
 	"strings"
 )
 
@@ -16,6 +17,10 @@ var containerPrefixes = [...]string{
 	"lxc.payload.", // LXC, LXD, Incus
 }
 
+// containerdNamespaces are containerd's own, Docker's and Kubernetes' names for
+// where their containers are. Others cannot be told from a group of the host.
+var containerdNamespaces = [...]string{"default", "moby", "k8s.io"}
+
 // Names that follow one of containerPrefixes when the group is that of the
 // runtime's monitor, which is no part of the container.
 const monitorMark = "conmon-"
@@ -26,6 +31,9 @@ const monitorMark = "conmon-"
 // process of the host.
 func ContainerID(path string) string {
 	parts := strings.Split(path, "/")
+	if len(parts) == 3 && slices.Contains(containerdNamespaces[:], parts[1]) {
+		return parts[2] // containerd without systemd: /NAMESPACE/ID
+	}
 	for i := len(parts) - 1; i >= 0; i-- {
 		parent := ""
 		if i > 0 {

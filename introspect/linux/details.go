@@ -76,7 +76,7 @@ func (d *details) process(s *taskScan, t task) (p Process, ok bool) {
 	var probs []problem
 	for range rounds {
 		probs = probs[:0]
-		p = d.fill(&t, func(what string, at hypervisor.VirtAddr, err error) {
+		p = d.fill(s, &t, func(what string, at hypervisor.VirtAddr, err error) {
 			probs = append(probs, problem{what, at, err})
 		})
 		if len(probs) == 0 || d.ctx.Err() != nil {
@@ -90,7 +90,7 @@ func (d *details) process(s *taskScan, t task) (p Process, ok bool) {
 			return p, false
 		}
 		// Forget what was kept of it: it may be what was torn.
-		delete(d.programs, t.mm)
+		delete(d.programs, p.mm)
 		delete(d.creds, t.cred)
 		delete(d.proxies, t.nsproxy)
 		t = now
@@ -101,7 +101,7 @@ func (d *details) process(s *taskScan, t task) (p Process, ok bool) {
 	return p, true
 }
 
-func (d *details) fill(t *task, bad func(what string, at hypervisor.VirtAddr, err error)) Process {
+func (d *details) fill(s *taskScan, t *task, bad func(what string, at hypervisor.VirtAddr, err error)) Process {
 	p := Process{
 		PID: int(t.pid), TGID: int(t.tgid), Comm: cString(t.comm[:]), State: t.letter(),
 		UID: NoID, GID: NoID, EUID: NoID, EGID: NoID,
@@ -128,11 +128,13 @@ func (d *details) fill(t *task, bad func(what string, at hypervisor.VirtAddr, er
 		bad("control group", t.cgroups, cg.err)
 	}
 	p.Cgroup, p.Container = cg.path, cg.container
-	if p.Kernel || t.mm == 0 {
-		return p // a kernel thread may borrow an mm, but it is not its own
+	if p.Kernel {
+		return p // it may borrow an mm, but has none of its own
 	}
-	p.mm = t.mm
-	img, errs := d.program(t.mm)
+	if p.mm = d.g.mmOfTask(d.ctx, s, t); p.mm == 0 {
+		return p
+	}
+	img, errs := d.program(p.mm)
 	for _, e := range errs {
 		bad(e.what, e.at, e.err)
 	}

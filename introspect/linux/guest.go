@@ -143,7 +143,7 @@ func (g *Guest) rounds() int {
 }
 
 // mmOf checks that p is still where it was listed, and returns its mm_struct.
-func (g *Guest) mmOf(p Process) (hypervisor.VirtAddr, error) {
+func (g *Guest) mmOf(ctx context.Context, p Process) (hypervisor.VirtAddr, error) {
 	if p.mm == 0 {
 		return 0, fmt.Errorf("process %d: %w", p.PID, ErrNoMemory)
 	}
@@ -154,13 +154,24 @@ func (g *Guest) mmOf(p Process) (hypervisor.VirtAddr, error) {
 		return 0, fmt.Errorf("process %d: %w: %w", p.PID, ErrGone, err)
 	case int(t.pid) != p.PID || int(t.tgid) != p.TGID:
 		return 0, fmt.Errorf("process %d: %w", p.PID, ErrGone)
-	case t.mm == 0:
+	}
+	mm := g.mmOfTask(ctx, &s, &t)
+	if mm == 0 {
 		return 0, fmt.Errorf("process %d: %w: it has exited", p.PID, ErrNoMemory)
 	}
-	if err := g.r.check(p.KernelAddress, t.mm, 8); err != nil {
+	if err := g.r.check(p.KernelAddress, mm, 8); err != nil {
 		return 0, fmt.Errorf("mm of process %d: %w", p.PID, err)
 	}
-	return t.mm, nil
+	return mm, nil
+}
+
+// mmOfTask returns t's mm: its own or, when the first thread of a process has
+// ended before the others, theirs. 0 when there is none.
+func (g *Guest) mmOfTask(ctx context.Context, s *taskScan, t *task) hypervisor.VirtAddr {
+	if t.mm != 0 || t.pid != t.tgid || t.exitState == 0 {
+		return t.mm
+	}
+	return g.livingThread(ctx, s, t)
 }
 
 // ProcessSpace returns the address space of p: its user half, and the kernel's
@@ -171,7 +182,7 @@ func (g *Guest) mmOf(p Process) (hypervisor.VirtAddr, error) {
 // It returns ErrNoMemory for a kernel thread or zombie, and ErrGone when p is no
 // longer where it was listed.
 func (g *Guest) ProcessSpace(p Process) (*paging.AddressSpace, error) {
-	mm, err := g.mmOf(p)
+	mm, err := g.mmOf(context.Background(), p)
 	if err != nil {
 		return nil, err
 	}

@@ -106,10 +106,10 @@ func (d *details) title(as *paging.AddressSpace, b []byte, start hypervisor.Virt
 // splitArgs splits the text of a command line at its NULs. ok is false when
 // there are more arguments than are kept.
 func splitArgs(b []byte) (args []string, ok bool) {
-	b = bytes.TrimSuffix(b, []byte{0})
 	if len(b) == 0 {
 		return nil, true
 	}
+	b = bytes.TrimSuffix(b, []byte{0})
 	n := min(bytes.Count(b, []byte{0})+1, maxArgs)
 	text := string(b) // one allocation for all of them
 	args = make([]string, 0, n)

@@ -232,3 +232,20 @@ func (g *Guest) pidIndex(ctx context.Context, s *taskScan, threads bool, known m
 	}
 	return v, nil
 }
+
+// livingThread returns the mm of a thread of t, which has none itself: the
+// first thread of a process may end before the others. 0 when there is none.
+func (g *Guest) livingThread(ctx context.Context, s *taskScan, t *task) hypervisor.VirtAddr {
+	var v record
+	// What is wrong with the list was told when the views were walked, or will
+	// be with ProcessOptions.Threads.
+	if err := g.threadsOf(ctx, s, &v, *t, map[hypervisor.VirtAddr]struct{}{}, maxThreads(g.mem)); err != nil {
+		return 0
+	}
+	for i := range v.tasks {
+		if v.tasks[i].mm != 0 {
+			return v.tasks[i].mm
+		}
+	}
+	return 0
+}

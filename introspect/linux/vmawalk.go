@@ -73,7 +73,7 @@ type vmaWalk struct {
 // process without user memory, and ErrGone when p is no longer where it was
 // listed.
 func (g *Guest) VMAs(ctx context.Context, p Process) ([]VMA, *introspect.Coverage, error) {
-	mm, err := g.mmOf(p)
+	mm, err := g.mmOf(ctx, p)
 	if err != nil {
 		return nil, nil, err
 	}
