@@ -82,7 +82,7 @@ func (d *demo) run(ctx context.Context) (err error) {
 		return err
 	}
 	d.step("Look inside one, from outside: no agent, no symbol file.")
-	if err := d.vantage(ctx, exitOK, "ps", d.bad.Name()); err != nil {
+	if err := d.vantage(ctx, exitOK, "ps", d.bad.Name(), "--user"); err != nil {
 		return err
 	}
 	d.step("Scan the memory of all three with YARA, and let policy answer.")

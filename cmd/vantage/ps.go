@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -13,6 +14,7 @@ import (
 
 func (a *app) psCommand() *cobra.Command {
 	var opts linux.ProcessOptions
+	var userOnly bool
 	cmd := &cobra.Command{
 		Use:     "ps VM",
 		Aliases: []string{"processes"},
@@ -26,6 +28,7 @@ JSON fields: pid ppid tgid uid gid comm exe args start_time cgroup container
 namespaces kernel_address hidden. Names and arguments are the guest's own words:
 bytes that a terminal would act on are written as \xNN.`,
 		Example: `  vantage ps web-1
+  vantage ps qemu:4242 --user
   vantage ps qemu:4242 --threads
   vantage ps web-1.lime --json | jq -r 'select(.uid == 0).exe'`,
 		Args:              oneVM,
@@ -36,6 +39,9 @@ bytes that a terminal would act on are written as \xNN.`,
 				if err != nil {
 					return fmt.Errorf("list processes of %s: %w", args[0], err)
 				}
+				if userOnly {
+					list.Processes = slices.DeleteFunc(list.Processes, func(p linux.Process) bool { return p.Kernel })
+				}
 				if err := a.printProcesses(list.Processes); err != nil {
 					return err
 				}
@@ -44,6 +50,7 @@ bytes that a terminal would act on are written as \xNN.`,
 		},
 	}
 	cmd.Flags().BoolVarP(&opts.Threads, "threads", "T", false, "list threads too")
+	cmd.Flags().BoolVarP(&userOnly, "user", "u", false, "leave out the kernel's own threads")
 	return cmd
 }
 

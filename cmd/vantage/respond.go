@@ -94,7 +94,7 @@ func (a *app) newResponder(ctx context.Context, n *node.Node, f *respondFlags) (
 	opts := policy.Options{
 		Source: policySource(f.policy), Deadline: f.deadline, FailMode: mode, Responses: r.exec.Names(),
 		Log: r.log, Events: r.source, Logger: log,
-		OnEvent: func(e event.Event) { _ = r.write(&e) }, // the caller of Decide writes too, and sees the error
+		OnEvent: r.engineEvent,
 	}
 	if r.engine, err = policy.New(ctx, opts); err != nil {
 		return nil, err
@@ -152,7 +152,7 @@ func (r *responder) handle(ctx context.Context, out *scanOutput, e event.Event) 
 		return nil
 	}
 	d := r.engine.Decide(ctx, &e)
-	if d.Err != nil {
+	if d.Err != nil && !r.app.json { // under --json the engine's own event tells of it
 		out.response("policy", "failed", ": "+d.Error+" (fail mode "+string(d.FailMode)+")")
 	}
 	for i, done := range r.exec.Execute(ctx, d, &e) {
@@ -166,9 +166,24 @@ func (r *responder) handle(ctx context.Context, out *scanOutput, e event.Event) 
 		if done.Response.Error != "" {
 			text += ": " + done.Response.Error
 		}
+		if r.app.json {
+			if err := r.app.printJSONTo(&done); err != nil {
+				return err
+			}
+			continue
+		}
 		out.response(done.Response.Name, string(done.Response.Outcome), text)
 	}
 	return nil
+}
+
+// engineEvent takes what the policy engine tells of itself. An error of writing
+// is met again, and told, when the event that it was about is written.
+func (r *responder) engineEvent(e event.Event) {
+	_ = r.write(&e)
+	if r.app.json {
+		_ = r.app.printJSONTo(&e)
+	}
 }
 
 func (r *responder) write(e *event.Event) error {

@@ -62,6 +62,19 @@ type app struct {
 }
 
 func (a *app) run(ctx context.Context, args []string) int {
+	out := &checkedWriter{w: a.stdout}
+	a.stdout = out
+	code := a.execute(ctx, args)
+	a.stdout = out.w
+	if out.err != nil && code != exitFailed {
+		// Half an answer must not look like a whole one.
+		code = exitFailed
+		a.printError(fmt.Errorf("write output: %w", out.err), code)
+	}
+	return code
+}
+
+func (a *app) execute(ctx context.Context, args []string) int {
 	root := a.root()
 	root.SetArgs(args)
 	root.SetIn(a.stdin)

@@ -118,9 +118,6 @@ func (o *scanOutput) fit(s string, used int) string {
 // response prints what was done about a finding.
 func (o *scanOutput) response(name, outcome, text string) {
 	o.clear()
-	if o.app.json {
-		return // the events file has it, and stdout holds findings only
-	}
 	mark := o.style.Green(outcome)
 	if outcome == "failed" {
 		mark = o.style.Red(outcome)
@@ -142,14 +139,15 @@ func (o *scanOutput) summary(s scanner.Summary) error {
 	case s.Findings > 0:
 		found = o.style.Red(found)
 	}
+	ram := s.PagesTotal - s.PagesNotRAM // a device's registers are nothing to scan
 	fmt.Fprintf(w, "%s: %s; %s of %d pages in %.2fs (%d rules)\n", o.style.Bold(term.Escape(s.VM)), found,
-		percent(s.PagesRead, s.PagesTotal), s.PagesTotal, s.DurationSeconds, s.Rules)
+		percent(s.PagesRead, ram), ram, s.DurationSeconds, s.Rules)
 	var missed []string
 	for _, m := range []struct {
 		n    uint64
 		what string
 	}{
-		{s.PagesSwapped, "swapped out"}, {s.PagesUnreadable, "unreadable"}, {s.PagesNotRAM, "not RAM"},
+		{s.PagesSwapped, "swapped out"}, {s.PagesUnreadable, "unreadable"},
 		{s.PagesTimedOut, "timed out"}, {s.PagesLeft, "not reached"},
 	} {
 		if m.n > 0 {

@@ -110,7 +110,7 @@ func (t *Table) line(cells []string, widths []int) string {
 
 // Width returns the columns of the terminal that w is, or 0 when w is none.
 func Width(w io.Writer) int {
-	f, ok := w.(*os.File)
+	f, ok := w.(interface{ Fd() uintptr }) // *os.File, and what wraps one
 	if !ok || !term.IsTerminal(int(f.Fd())) {
 		return 0
 	}

@@ -1,0 +1,424 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vantage-vmi/vantage/internal/lab"
+	"github.com/vantage-vmi/vantage/internal/lab/labtest"
+)
+
+// infected is a guest as the demo's infected one, shared by tests that leave it
+// as it was.
+func infected(t *testing.T, machine lab.Machine, shared, qmp bool) *lab.Guest {
+	t.Helper()
+	return labtest.Shared(t, lab.Config{
+		Name: fmt.Sprintf("cmdtest-%s-%t-%t", machine, shared, qmp), Kernel: labtest.Kernel(t, lab.Bookworm),
+		Memory: 256 * lab.MiB, Machine: machine, Shared: shared, QMP: qmp, KASLR: true,
+		Init: lab.DemoInit(true, "cmdtest"),
+	})
+}
+
+// result is what a run of the command printed, and its exit status.
+type result struct {
+	stdout, stderr string
+	status         int
+}
+
+// vantage runs the command in this process, as main does.
+func vantage(t *testing.T, args ...string) result {
+	t.Helper()
+	var out, errs bytes.Buffer
+	a := &app{stdin: strings.NewReader(""), stdout: &out, stderr: &errs, version: "test"}
+	status := a.run(t.Context(), append(args, "--cache-dir", filepath.Join(t.TempDir(), "cache")))
+	return result{out.String(), errs.String(), status}
+}
+
+// objects decodes JSON lines.
+func objects(t *testing.T, text string) []map[string]any {
+	t.Helper()
+	var out []map[string]any
+	for line := range strings.Lines(text) {
+		var o map[string]any
+		if err := json.Unmarshal([]byte(line), &o); err != nil {
+			t.Fatalf("output line is no JSON object: %v: %s", err, line)
+		}
+		out = append(out, o)
+	}
+	return out
+}
+
+func TestGuestIsUnderstoodFromOutside(t *testing.T) {
+	for _, c := range []struct {
+		machine     lab.Machine
+		shared, qmp bool
+	}{{lab.PC, true, true}, {lab.Q35, false, false}} {
+		t.Run(fmt.Sprintf("%s shared=%t qmp=%t", c.machine, c.shared, c.qmp), func(t *testing.T) {
+			g := infected(t, c.machine, c.shared, c.qmp)
+			names := []string{g.Name(), "qemu:" + strconv.Itoa(g.PID())}
+			if c.qmp {
+				names = append(names, "qemu:"+g.QMPSocket(), g.QMPSocket())
+			}
+			want := guestPS(t, g)
+			for _, name := range names {
+				r := vantage(t, "ps", name, "--json")
+				if r.status != exitOK {
+					t.Fatalf("ps %s: status %d: %s", name, r.status, r.stderr)
+				}
+				comparePS(t, want, objects(t, r.stdout))
+			}
+			checkVMs(t, g, c.qmp)
+			checkInfo(t, g)
+			if r := vantage(t, "modules", g.Name(), "--json"); r.status != exitOK {
+				t.Errorf("modules: status %d: %s", r.status, r.stderr)
+			}
+			checkScan(t, g)
+		})
+	}
+}
+
+// psLine is what the guest's own ps says of a process.
+type psLine struct {
+	pid, ppid int
+	comm      string
+}
+
+func guestPS(t *testing.T, g *lab.Guest) []psLine {
+	t.Helper()
+	out, err := g.Run(t.Context(), "ps -o pid,ppid,comm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ls []psLine
+	for line := range strings.Lines(out) {
+		f := strings.Fields(line)
+		if len(f) < 3 || f[0] == "PID" || f[2] == "ps" {
+			continue
+		}
+		var l psLine
+		l.pid, _ = strconv.Atoi(f[0])
+		l.ppid, _ = strconv.Atoi(f[1])
+		l.comm = f[2]
+		ls = append(ls, l)
+	}
+	if len(ls) < 20 {
+		t.Fatalf("the guest's ps lists %d processes only:\n%s", len(ls), out)
+	}
+	return ls
+}
+
+func comparePS(t *testing.T, want []psLine, got []map[string]any) {
+	t.Helper()
+	for _, w := range want {
+		i := slices.IndexFunc(got, func(o map[string]any) bool { return o["pid"] == float64(w.pid) })
+		if i < 0 {
+			if strings.HasPrefix(w.comm, "kworker") {
+				continue // these come and go
+			}
+			t.Errorf("process %d (%s) of the guest is missing", w.pid, w.comm)
+			continue
+		}
+		o := got[i]
+		if o["ppid"] != float64(w.ppid) {
+			t.Errorf("pid %d: ppid %v, want %d", w.pid, o["ppid"], w.ppid)
+		}
+		// Workers' names change with what they do, and the guest's ps cuts at 15.
+		if comm := o["comm"].(string); comm != w.comm && !strings.HasPrefix(w.comm, "kworker") {
+			t.Errorf("pid %d: comm %q, want %q", w.pid, comm, w.comm)
+		}
+		if o["hidden"] != false {
+			t.Errorf("pid %d is said to hide: %v", w.pid, o)
+		}
+		for _, f := range []string{"tgid", "uid", "gid", "exe", "args", "start_time", "cgroup", "container", "namespaces", "kernel_address"} {
+			if _, ok := o[f]; !ok {
+				t.Errorf("pid %d: field %s is missing", w.pid, f)
+			}
+		}
+	}
+}
+
+func checkVMs(t *testing.T, g *lab.Guest, qmp bool) {
+	t.Helper()
+	r := vantage(t, "vms", "--json")
+	for _, o := range objects(t, r.stdout) {
+		if o["name"] != g.Name() {
+			continue
+		}
+		state := "unknown"
+		if qmp {
+			state = "running"
+		}
+		if o["pid"] != float64(g.PID()) || o["driver"] != "qemu" || o["memory_bytes"] != float64(256<<20) ||
+			o["vcpus"] != float64(1) || o["state"] != state || o["uri"] != "qemu:"+strconv.Itoa(g.PID()) {
+			t.Errorf("vms says of the guest: %v", o)
+		}
+		return
+	}
+	t.Errorf("vms does not list %s: %s%s", g.Name(), r.stdout, r.stderr)
+}
+
+func checkInfo(t *testing.T, g *lab.Guest) {
+	t.Helper()
+	want, err := g.Run(t.Context(), "uname -r; hostname; cat /proc/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(strings.TrimSpace(want), "\n")
+	r := vantage(t, "info", g.Name(), "--json")
+	if r.status != exitOK {
+		t.Fatalf("info: status %d: %s", r.status, r.stderr)
+	}
+	got := objects(t, r.stdout)[0]["guest"].(map[string]any)
+	for i, f := range []string{"release", "hostname", "command_line"} {
+		if s, _ := got[f].(string); strings.TrimSpace(s) != strings.TrimSpace(lines[i]) {
+			t.Errorf("info: %s %q, the guest says %q", f, s, lines[i])
+		}
+	}
+}
+
+func checkScan(t *testing.T, g *lab.Guest) {
+	t.Helper()
+	r := vantage(t, "scan", g.Name(), "--json")
+	if r.status != exitFound {
+		t.Fatalf("scan: status %d, want %d: %s%s", r.status, exitFound, r.stdout, r.stderr)
+	}
+	os := objects(t, r.stdout)
+	sum := os[len(os)-1]
+	if sum["summary"] != true || sum["findings"] != float64(len(os)-1) {
+		t.Errorf("the last line is no summary of the others: %v", sum)
+	}
+	for _, f := range []string{"pages_total", "pages_read", "pages_skipped", "bytes_scanned", "bytes_from_cache", "findings", "duration_seconds"} {
+		if _, ok := sum[f]; !ok {
+			t.Errorf("summary: field %s is missing", f)
+		}
+	}
+	for _, o := range os[:len(os)-1] {
+		if o["comm"] != lab.DemoInfectedComm {
+			t.Errorf("found in %v, want only in %s: %v", o["comm"], lab.DemoInfectedComm, o)
+		}
+		for _, f := range []string{"vm", "rule", "tags", "meta", "pid", "comm", "where", "offset", "virt_addr", "phys_addr", "strings"} {
+			if _, ok := o[f]; !ok {
+				t.Errorf("finding: field %s is missing", f)
+			}
+		}
+	}
+	if len(os) < 2 {
+		t.Error("the payload was not found")
+	}
+}
+
+func TestPolicyPausesTheInfectedVM(t *testing.T) {
+	g := infected(t, lab.PC, true, true)
+	events := filepath.Join(t.TempDir(), "events.ndjson")
+	t.Cleanup(func() {
+		if err := g.Resume(context.WithoutCancel(t.Context())); err != nil {
+			t.Error(err)
+		}
+	})
+	r := vantage(t, "scan", g.Name(), "--respond", "--dry-run")
+	if s, err := g.Status(t.Context()); err != nil || s != "running" || r.status != exitFound {
+		t.Fatalf("after a dry run the VM is %s (%v), status %d: %s", s, err, r.status, r.stderr)
+	}
+	r = vantage(t, "scan", g.Name(), "--respond", "--events", events)
+	if r.status != exitFound {
+		t.Fatalf("status %d: %s%s", r.status, r.stdout, r.stderr)
+	}
+	if s, err := g.Status(t.Context()); err != nil || s != "paused" {
+		t.Errorf("QEMU says that the VM is %s (%v), want paused", s, err)
+	}
+	b, err := os.ReadFile(events)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var kinds []string
+	for _, o := range objects(t, string(b)) {
+		kinds = append(kinds, o["kind"].(string))
+	}
+	if !slices.Contains(kinds, "finding.scan") || !slices.Contains(kinds, "response.done") || !slices.Contains(kinds, "scan.summary") {
+		t.Errorf("events: %v", kinds)
+	}
+	// A paused VM can be looked into as any other.
+	if r := vantage(t, "ps", g.Name()); r.status != exitOK {
+		t.Errorf("ps of the paused VM: status %d: %s", r.status, r.stderr)
+	}
+}
+
+func TestHeldMonitorIsSaid(t *testing.T) {
+	g := infected(t, lab.PC, true, true)
+	c, err := (&net.Dialer{}).DialContext(t.Context(), "unix", g.QMPSocket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := bufio.NewReader(c).ReadString('\n'); err != nil { // the greeting: the monitor is ours
+		t.Fatal(err)
+	}
+	if r := vantage(t, "ps", g.Name()); r.status != exitOK {
+		t.Errorf("ps with a held monitor: status %d: %s", r.status, r.stderr)
+	}
+	r := vantage(t, "scan", g.Name(), "--respond")
+	if r.status != exitFound || !strings.Contains(r.stdout, "pause: failed") || !strings.Contains(r.stdout, "held by another client") {
+		t.Errorf("scan --respond with a held monitor: status %d: %s%s", r.status, r.stdout, r.stderr)
+	}
+}
+
+func TestVMThatDiesIsSaid(t *testing.T) {
+	g := labtest.Boot(t, lab.Config{
+		Name: "cmdtest-dies", Kernel: labtest.Kernel(t, lab.Bookworm), Memory: 256 * lab.MiB, Init: lab.DemoInit(true, "dies"),
+	})
+	rules := filepath.Join(t.TempDir(), "early.yar")
+	early := "rule early { strings: $a = \"Linux version\" condition: $a }\n"
+	if err := os.WriteFile(rules, []byte(early), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	pr, pw := io.Pipe()
+	var errs bytes.Buffer
+	a := &app{stdin: strings.NewReader(""), stdout: pw, stderr: &errs, version: "test", quiet: true}
+	status := make(chan int, 1)
+	go func() {
+		status <- a.run(t.Context(), []string{"scan", g.Name(), "--json", "--physical", "--kernel", "--rules", rules, "--cache-dir", ""})
+		pw.Close()
+	}()
+	// The pipe holds the scan back at its first line until it is read.
+	r := bufio.NewReader(pr)
+	if _, err := r.Peek(1); err != nil {
+		t.Fatalf("no output: %v: %s", err, errs.String())
+	}
+	if err := g.Close(); err != nil {
+		t.Fatal(err)
+	}
+	rest, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := <-status; got == exitOK {
+		t.Errorf("status %d after the VM died: %s%s", got, rest, errs.String())
+	}
+	if r := vantage(t, "ps", "qemu:"+strconv.Itoa(g.PID())); r.status != exitFailed || strings.Count(r.stderr, "\n") != 1 {
+		t.Errorf("ps of a dead VM: status %d, want one line of error: %s", r.status, r.stderr)
+	}
+}
+
+func TestInterruptedScanSaysSo(t *testing.T) {
+	g := infected(t, lab.PC, true, true)
+	rules := filepath.Join(t.TempDir(), "slow.yar")
+	// The first rule's finding is the sign that the scan is under way; the second
+	// keeps libyara busy.
+	text := "rule early { strings: $a = \"ELF\" condition: $a }\n" +
+		"rule slow { strings: $a = /[^x]{1,200}[^y]{1,200}[^z]{1,200}zzz/ condition: $a }\n"
+	if err := os.WriteFile(rules, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "vantage", "scan", g.Name(), "--json", "--rules", rules, "--cache-dir", "")
+	var errs bytes.Buffer
+	cmd.Stderr = &errs
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	r := bufio.NewReader(out)
+	if _, err := r.Peek(1); err != nil {
+		t.Fatalf("no output: %v", err)
+	}
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	rest, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait() // the status is looked at
+	if got := cmd.ProcessState.ExitCode(); got != exitIncomplete {
+		t.Errorf("status %d, want %d: %s%s", got, exitIncomplete, rest, errs.String())
+	}
+	os := objects(t, string(rest))
+	if sum := os[len(os)-1]; sum["summary"] != true || sum["complete"] != false {
+		t.Errorf("the last line is no incomplete summary: %v", sum)
+	}
+}
+
+func TestWithoutRoot(t *testing.T) {
+	labtest.NeedRoot(t)
+	g := infected(t, lab.PC, true, true)
+	bin, err := exec.LookPath("vantage")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The test binary's folder is closed to others.
+	dir, err := os.MkdirTemp("/tmp", "vantage-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	b, err := os.ReadFile(bin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := filepath.Join(dir, "vantage")
+	if err := os.WriteFile(open, b, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"ps", "qemu:" + strconv.Itoa(g.PID())}, {"ps", g.Name()}} {
+		cmd := exec.CommandContext(t.Context(), open, args...)
+		cmd.Dir = dir
+		cmd.Env = append(os.Environ(), "HOME=/nonexistent")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		out, _ := cmd.CombinedOutput()
+		if got := cmd.ProcessState.ExitCode(); got != exitFailed {
+			t.Errorf("%v as nobody: status %d: %s", args, got, out)
+		}
+		if args[1] != g.Name() && !strings.Contains(string(out), "root") {
+			t.Errorf("%v as nobody: the error does not name the remedy: %s", args, out)
+		}
+	}
+}
+
+func TestFullDiskIsSaid(t *testing.T) {
+	hit := filepath.Join(t.TempDir(), "hit.raw")
+	if err := os.WriteFile(hit, []byte("VANTAGE-TEST-PAYLOAD-x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := vantage(t, "scan", hit, "--physical", "--events", "/dev/full")
+	if r.status != exitFailed || !strings.Contains(r.stderr, "no space left") {
+		t.Errorf("events on a full disk: status %d: %s", r.status, r.stderr)
+	}
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	for _, args := range [][]string{
+		{"scan", hit, "--physical", "--json"}, {"scan", hit, "--physical"}, {"version"}, {"vms", "--json"}, {"policy", "test", "default"},
+	} {
+		var errs bytes.Buffer
+		a := &app{stdin: strings.NewReader(""), stdout: full, stderr: &errs, version: "test"}
+		if args[0] == "vms" {
+			infected(t, lab.PC, true, true) // there must be a line to write
+		}
+		if got := a.run(t.Context(), args); got != exitFailed || !strings.Contains(errs.String(), "no space left") {
+			t.Errorf("%v to a full disk: status %d: %s", args, got, errs.String())
+		}
+	}
+}
