@@ -33,6 +33,7 @@ type Options struct {
 type Driver struct {
 	log        *slog.Logger
 	cacheBytes int
+	noMap      bool // for tests: as if files could not be mapped
 }
 
 // New returns a driver for memory files.

@@ -76,7 +76,7 @@ func (d *Driver) newVM(f *os.File, src *source, im *parsed, p params) (hyperviso
 	if len(im.chunks) > 0 {
 		vm.cache = newChunkCache(d.cacheBytes)
 		vm.castagnoli = crc32.MakeTable(crc32.Castagnoli)
-	} else if vm.data, err = unix.Mmap(int(f.Fd()), 0, int(src.size), unix.PROT_READ, unix.MAP_SHARED); err != nil {
+	} else if vm.data, err = d.mmap(f, src.size); err != nil {
 		// Some filesystems and devices cannot be mapped: then it is read.
 		d.log.Warn("memory file cannot be mapped, reading it", "path", src.path, "err", err)
 		vm.data = nil
@@ -90,6 +90,13 @@ func (d *Driver) newVM(f *os.File, src *source, im *parsed, p params) (hyperviso
 		return registered{vm}, nil
 	}
 	return vm, nil
+}
+
+func (d *Driver) mmap(f *os.File, size int64) ([]byte, error) {
+	if d.noMap {
+		return nil, unix.ENODEV
+	}
+	return unix.Mmap(int(f.Fd()), 0, int(size), unix.PROT_READ, unix.MAP_SHARED)
 }
 
 // Info returns what is known of the file.
