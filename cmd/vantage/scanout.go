@@ -35,7 +35,6 @@ func (o *scanOutput) begin(vm hypervisor.Info) {
 	o.bar = progressbar.NewOptions64(-1,
 		progressbar.OptionSetWriter(o.app.stderr),
 		progressbar.OptionSetDescription("scan "+term.Escape(vm.Name)),
-		progressbar.OptionShowBytes(true),
 		progressbar.OptionSetWidth(20),
 		progressbar.OptionThrottle(100*time.Millisecond),
 		progressbar.OptionClearOnFinish(),
