@@ -25,6 +25,8 @@ var variants = map[string]synth{
 	"6.15":                {seqs: 3, newOrder: true, form: formBaseRelative},
 	"7.0":                 {seqs: 3, newOrder: true, form: formSelfRelative, align: 4},
 	"7.0 old order":       {form: formSelfRelative, align: 4},
+	"rodata=off":          {writable: true},
+	"rodata=off, text":    {writable: true, textOnly: true},
 	"5 levels":            {la57: true},
 	"no build-id":         {noNotes: true},
 	"text symbols only":   {textOnly: true},

@@ -33,6 +33,7 @@ var guests = []lab.Config{
 	{Name: "bookworm-kaslr", KASLR: true},
 	{Name: "bookworm-nokaslr-q35", Machine: lab.Q35},
 	{Name: "bookworm-kaslr-la57-pti", KASLR: true, LA57: true, Append: "pti=on"},
+	{Name: "bookworm-rodata-off", KASLR: true, Append: "rodata=off"},
 	{Name: "trixie-kaslr-pti", KASLR: true, Append: "pti=on"},
 	{Name: "trixie-nokaslr"},
 	{Name: "trixie-kaslr-la57", KASLR: true, LA57: true},
@@ -200,6 +201,7 @@ func TestFindInGuests(t *testing.T) {
 				}
 				compareBTF(t, readBTF(t, k))
 			})
+			t.Run("lies", func(t *testing.T) { lieInGuest(t, mem) })
 		})
 	}
 }
@@ -211,6 +213,11 @@ func checkKernel(t *testing.T, k *Kernel, want truth, cfg lab.Config) {
 	}
 	if sum := symbolsSum(k.Symbols); sum != want.symbolsSum {
 		t.Errorf("symbols differ from /proc/kallsyms: sha256 %s, want %s", sum, want.symbolsSum)
+	}
+	for name, percpu := range map[string]bool{"runqueues": true, "init_task": false, "__per_cpu_offset": false} {
+		if s, err := k.Symbols.Lookup(name); err != nil || s.PerCPU != percpu {
+			t.Errorf("%s: %+v, %v, want per-CPU %v", name, s, err, percpu)
+		}
 	}
 	if k.PhysBase != want.phys {
 		t.Errorf("PhysBase %v, /proc/iomem says %v", k.PhysBase, want.phys)
@@ -256,7 +263,9 @@ func symbolsSum(s *Symbols) string {
 	for sym := range s.All() {
 		fmt.Fprintf(w, "%016x %c %s\n", uint64(sym.Addr), sym.Type, sym.Name)
 	}
-	w.Flush()
+	if err := w.Flush(); err != nil {
+		panic(err) // a hash takes everything
+	}
 	return hex.EncodeToString(h.Sum(nil))
 }
 
@@ -285,6 +294,47 @@ func checkBTFSum(k *Kernel, b []byte, want string) error {
 		return errors.New("types were not read from the kernel's BTF")
 	}
 	return nil
+}
+
+// lieInGuest changes what the guest's memory says of its kernel.
+func lieInGuest(t *testing.T, mem *fileMemory) {
+	k, err := Find(t.Context(), mem, nil, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := bytes.Index(mem.b, k.Symbols.names[:4096])
+	lo, err := k.Symbol("__start_BTF")
+	if err != nil {
+		t.Fatal(err)
+	}
+	btf := int(k.PhysBase) + int(lo-k.VirtBase)
+	table, err := k.Symbol("init_top_pgt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	top := int(k.PhysBase) + int(table-k.VirtBase)
+	for _, c := range []struct {
+		name   string
+		at     int
+		change []byte
+		want   error
+	}{
+		{"kallsyms cut", names + len(k.Symbols.names)/2, make([]byte, len(k.Symbols.names)/4), ErrNoKallsyms},
+		{"num_syms huge", names - 8, bytes.Repeat([]byte{0xff}, 8), ErrNoKallsyms},
+		{"BTF of a huge count", btf + btfHeaderLen + 4, []byte{0xff, 0xff, 0, btfStruct}, ErrDamaged},
+		{"BTF of huge sections", btf + 12, []byte{0xff, 0xff, 0xff, 0x7f}, ErrDamaged},
+		{"no top page table", top, make([]byte, hypervisor.PageSize), ErrImplausible},
+	} {
+		was := bytes.Clone(mem.b[c.at:][:len(c.change)])
+		copy(mem.b[c.at:], c.change)
+		if _, err := findLie(t, mem); !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", c.name, err, c.want)
+		}
+		copy(mem.b[c.at:], was)
+	}
+	if _, err := Find(t.Context(), mem, nil, Options{}); err != nil {
+		t.Errorf("with the truth again: %v", err)
+	}
 }
 
 // fileMemory is a raw memory file whose offsets are physical addresses.
@@ -334,7 +384,8 @@ func openImage(tb testing.TB, path string) *fileMemory {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	b, err := syscall.Mmap(int(f.Fd()), 0, int(st.Size()), syscall.PROT_READ, syscall.MAP_SHARED)
+	// Private: what a test changes in it the guest does not see.
+	b, err := syscall.Mmap(int(f.Fd()), 0, int(st.Size()), syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_PRIVATE)
 	if err != nil {
 		tb.Fatal(err)
 	}

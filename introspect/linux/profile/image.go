@@ -100,6 +100,12 @@ func (im *image) holdsItsTable() bool {
 	return im.table >= im.phys && uint64(im.table-im.phys) < im.size
 }
 
+// searched returns where the kernel's tables are looked for, the likely places
+// first: early in boot and with rodata=off all of the image can be written to.
+func (im *image) searched() []span {
+	return append(im.rodata[:len(im.rodata):len(im.rodata)], span{0, im.size})
+}
+
 // contains reports whether va lies in the image.
 func (im *image) contains(va hypervisor.VirtAddr) bool {
 	return va >= im.virt && uint64(va-im.virt) < im.size

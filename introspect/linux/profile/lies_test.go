@@ -14,7 +14,8 @@ import (
 var discard = slog.New(slog.DiscardHandler)
 
 // maxLie is how long a lie may take Find on a small guest; they take some ms.
-const maxLie = 10 * time.Second
+// The rest is for the race detector and for busy machines.
+const maxLie = 20 * time.Second
 
 // findLie runs Find on a guest that lies, and fails if that takes long or what
 // comes back is neither a kernel nor a named error.

@@ -14,6 +14,7 @@ const (
 	// bannerMark is how linux_banner begins (init/version.c).
 	bannerMark = "Linux version "
 	maxBanner  = 1024
+	maxBanners = 1024 // how many that look like one are looked at
 	maxNotes   = 64 << 10
 	// ntGNUBuildID is NT_GNU_BUILD_ID (elf.h).
 	ntGNUBuildID  = 3
@@ -39,25 +40,24 @@ func (k *Kernel) readBanner(im *image) {
 	}
 }
 
-// searchBanner finds the banner in the image's rodata without its symbol.
+// searchBanner finds the banner in the image without its symbol.
 func searchBanner(im *image) ([]byte, error) {
-	for _, sp := range im.rodata {
+	for _, sp := range im.searched() {
 		b, err := im.view(sp.off, min(sp.size, maxRodata))
 		if err != nil {
 			continue
 		}
-		// A format string has the same beginning, and a "%".
-		for at := 0; ; {
+		// Format strings begin the same, but no number follows.
+		at := 0
+		for range maxBanners {
 			i := bytes.Index(b[at:], []byte(bannerMark))
 			if i < 0 {
 				break
 			}
-			at += i
-			line := append([]byte(nil), b[at:min(len(b), at+maxBanner)]...)
-			if rest := firstLine(line)[len(bannerMark):]; rest != "" && rest[0] >= '0' && rest[0] <= '9' {
-				return line, nil
+			at += i + len(bannerMark)
+			if at < len(b) && b[at] >= '0' && b[at] <= '9' {
+				return append([]byte(bannerMark), b[at:min(len(b), at+maxBanner)]...), nil
 			}
-			at += len(bannerMark)
 		}
 	}
 	return nil, errNoBanner
@@ -145,7 +145,7 @@ func findBTF(im *image, syms *Symbols) ([]byte, error) {
 		return copyBTF(im, off, uint64(hi.Addr-lo.Addr))
 	}
 	// No symbols for data: by the magic number.
-	for _, sp := range im.rodata {
+	for _, sp := range im.searched() {
 		b, err := im.view(sp.off, min(sp.size, maxRodata))
 		if err != nil {
 			continue

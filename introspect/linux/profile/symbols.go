@@ -42,7 +42,7 @@ type Symbols struct {
 // does not hold together.
 func findSymbols(ctx context.Context, im *image) (*Symbols, error) {
 	var damaged error
-	for _, sp := range im.rodata {
+	for _, sp := range im.searched() {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}

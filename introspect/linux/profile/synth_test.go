@@ -27,6 +27,7 @@ type synth struct {
 	textOnly bool   // no symbols of data
 	buildID  byte   // 20 times
 	comm     uint32 // offset of task_struct.comm
+	writable bool   // rodata=off
 	long     bool   // with a name of more than 127 compressed bytes
 	btf      []byte // instead of the encoder's
 }
@@ -145,7 +146,11 @@ func (g *synthGuest) pageTables() {
 	g.put64(synthLevel3+last, pa(synthFixmap)|0x67)
 	first := (synthVirt - kernelMap) / largePage
 	g.put64(synthLevel2+8*first, pa(0)|0x1a1)
-	g.put64(synthLevel2+8*(first+1), pa(synthRodata)|0x1a1|entryNX)
+	rodata := uint64(0x1a1 | entryNX)
+	if g.writable {
+		rodata = 0x1e3
+	}
+	g.put64(synthLevel2+8*(first+1), pa(synthRodata)|rodata)
 	g.put64(synthLevel2+8*(first+2), pa(synthData)|0x1e3|entryNX)
 }
 

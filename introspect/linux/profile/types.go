@@ -194,7 +194,7 @@ func (t *Types) EnumValue(enum, name string) (int64, error) {
 // enumerator returns the value of name in bt; ok is false when bt is no enum or
 // has no such name.
 func (t *Types) enumerator(bt btfType, name string) (v int64, ok bool) {
-	size := 0
+	var size int
 	switch bt.kind {
 	case btfEnum:
 		size = btfEnumLen
