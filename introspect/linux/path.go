@@ -17,9 +17,12 @@ const (
 	// hostile one could make each path as long as a path may be.
 	maxLookSteps = 4 << 20
 	deletedMark  = " (deleted)"
-	// fmodeBacking marks a file that stands for another one, whose path the
-	// user knows (include/linux/fs.h: FMODE_BACKING, since 6.5).
-	fmodeBacking = 1 << 25
+	// fmodeMayBack has the bits that say that a struct file lies in a struct
+	// backing_file, which has the path that the user knows
+	// (include/linux/fs.h: FMODE_BACKING). It is bit 25 from 6.5 to 6.13 and bit
+	// 24 since; as the other one says something else, what lies there must
+	// look like a path too.
+	fmodeMayBack = 1<<24 | 1<<25
 )
 
 // fsFields is where the facts of files, directory entries and mounts lie.
@@ -130,17 +133,24 @@ func (p *paths) readFile(addr hypervisor.VirtAddr) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("file: %w", err)
 	}
-	at := p.f.filePath
-	if p.f.userPath.ok && p.f.fileMode.ok && o.uint(p.f.fileMode)&fmodeBacking != 0 {
-		at = p.f.userPath
-		if o, p.buf, err = p.r.object(p.buf, addr, spanOf(at)); err != nil {
-			return "", fmt.Errorf("backing file: %w", err)
+	fp := p.pathAt(o, p.f.filePath)
+	if p.f.userPath.ok && p.f.fileMode.ok && o.uint(p.f.fileMode)&fmodeMayBack != 0 {
+		if o, p.buf, err = p.r.object(p.buf, addr, spanOf(p.f.userPath)); err == nil {
+			user := p.pathAt(o, p.f.userPath)
+			if p.r.check(addr, user.mnt, 8) == nil && p.r.check(addr, user.dentry, 8) == nil {
+				fp = user
+			}
 		}
 	}
-	return p.of(filePath{
+	return p.of(fp)
+}
+
+// pathAt returns the struct path at in o.
+func (p *paths) pathAt(o object, at field) filePath {
+	return filePath{
 		mnt:    o.ptr(field{off: at.off + p.f.pathMnt.off, size: 8, ok: true}),
 		dentry: o.ptr(field{off: at.off + p.f.pathDentry.off, size: 8, ok: true}),
-	})
+	}
 }
 
 // of returns the path of fp up to the root of its mount namespace.
