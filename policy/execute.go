@@ -153,8 +153,9 @@ func (x *Executor) run(ctx context.Context, r Response, e *event.Event) error {
 	done := make(chan error, 1)
 	go func() {
 		defer x.wg.Done()
-		defer func() { <-x.slots }()
-		done <- respond(ctx, responder, r, e)
+		err := respond(ctx, responder, r, e)
+		<-x.slots
+		done <- err
 	}()
 	select {
 	case err := <-done:

@@ -20,12 +20,17 @@ import (
 	"github.com/open-policy-agent/opa/v1/loader/filter"
 )
 
-// Limits of a policy's files, so that a wrong path does not fill the memory.
-const (
-	maxFiles     = 10_000
-	maxFileSize  = 64 << 20  // bytes
-	maxTotalSize = 256 << 20 // bytes, of all files unpacked
-)
+// maxFileSize is the most that one file of a policy may hold, in bytes.
+const maxFileSize = 64 << 20
+
+// limits of a policy's files, so that a wrong path does not fill the memory.
+type limits struct {
+	files int
+	file  int64 // bytes of one
+	total int64 // bytes of all, unpacked
+}
+
+func defaultLimits() limits { return limits{files: 10_000, file: maxFileSize, total: 4 * maxFileSize} }
 
 // file is one file of a policy, its name rooted at the policy's folder.
 type file struct {
@@ -42,19 +47,19 @@ func readFiles(p string, tests bool) ([]file, error) {
 		return nil, err
 	}
 	if info.IsDir() {
-		return readFS(os.DirFS(p), tests)
+		return readFS(os.DirFS(p), tests, defaultLimits())
 	}
 	f, err := os.Open(p)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	return readBundle(f, tests)
+	return readBundle(f, tests, defaultLimits())
 }
 
 // readFS reads a folder's files. A file may be a symbolic link (as Kubernetes
 // mounts them); links to folders are not followed.
-func readFS(fsys fs.FS, tests bool) ([]file, error) {
+func readFS(fsys fs.FS, tests bool, lim limits) ([]file, error) {
 	var files []file
 	var total int64
 	err := fs.WalkDir(fsys, ".", func(name string, d fs.DirEntry, err error) error {
@@ -81,28 +86,26 @@ func readFS(fsys fs.FS, tests bool) ([]file, error) {
 		if err != nil {
 			return err
 		}
-		defer f.Close()
-		b, err := io.ReadAll(io.LimitReader(f, maxFileSize+1))
-		if err != nil {
+		b, err := io.ReadAll(io.LimitReader(f, lim.file+1))
+		if err := errors.Join(err, f.Close()); err != nil {
 			return fmt.Errorf("read %s: %w", name, err)
 		}
 		files = append(files, file{"/" + name, b})
 		total += int64(len(b))
-		return checkSizes(files, total)
+		return lim.check(files, total)
 	})
 	return finish(files, err)
 }
 
 // readBundle reads the files of a tar.gz.
-func readBundle(r io.Reader, tests bool) ([]file, error) {
+func readBundle(r io.Reader, tests bool, lim limits) ([]file, error) {
 	gz, err := gzip.NewReader(r)
 	if err != nil {
 		return nil, fmt.Errorf("bundle: %w", err)
 	}
-	defer gz.Close()
 	// One byte over the limit, for the error below: what follows it is a
 	// truncated archive.
-	in := &io.LimitedReader{R: gz, N: maxTotalSize + 1}
+	in := &io.LimitedReader{R: gz, N: lim.total + 1}
 	tr := tar.NewReader(in)
 	var files []file
 	var total int64
@@ -112,7 +115,7 @@ func readBundle(r io.Reader, tests bool) ([]file, error) {
 			return finish(files, nil)
 		}
 		if err != nil && in.N == 0 {
-			return nil, fmt.Errorf("bundle: %w: more than %d bytes unpacked", ErrTooLarge, maxTotalSize)
+			return nil, fmt.Errorf("bundle: %w: more than %d bytes unpacked", ErrTooLarge, lim.total)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("bundle: %w", err)
@@ -121,27 +124,27 @@ func readBundle(r io.Reader, tests bool) ([]file, error) {
 		if h.Typeflag != tar.TypeReg || !wanted(name, tests) {
 			continue
 		}
-		b, err := io.ReadAll(io.LimitReader(tr, maxFileSize+1))
+		b, err := io.ReadAll(io.LimitReader(tr, lim.file+1))
 		if err != nil {
 			return nil, fmt.Errorf("bundle: read %s: %w", name, err)
 		}
 		files = append(files, file{name, b})
 		total += int64(len(b))
-		if err := checkSizes(files, total); err != nil {
+		if err := lim.check(files, total); err != nil {
 			return nil, err
 		}
 	}
 }
 
-func checkSizes(files []file, total int64) error {
+func (lim limits) check(files []file, total int64) error {
 	last := files[len(files)-1]
 	switch {
-	case len(last.data) > maxFileSize:
-		return fmt.Errorf("%s: %w: more than %d bytes", last.name, ErrTooLarge, maxFileSize)
-	case total > maxTotalSize:
-		return fmt.Errorf("%w: more than %d bytes in all", ErrTooLarge, maxTotalSize)
-	case len(files) > maxFiles:
-		return fmt.Errorf("%w: more than %d files", ErrTooLarge, maxFiles)
+	case int64(len(last.data)) > lim.file:
+		return fmt.Errorf("%s: %w: more than %d bytes", last.name, ErrTooLarge, lim.file)
+	case total > lim.total:
+		return fmt.Errorf("%w: more than %d bytes in all", ErrTooLarge, lim.total)
+	case len(files) > lim.files:
+		return fmt.Errorf("%w: more than %d files", ErrTooLarge, lim.files)
 	}
 	return nil
 }

@@ -82,7 +82,7 @@ func Eval(ctx context.Context, s Source, events io.Reader, opts RunOptions, each
 	if err != nil {
 		return nil, err
 	}
-	defer e.Close()
+	defer func() { _ = e.Close() }()
 	rep := &EvalReport{Policy: e.policy(), Verdicts: map[Verdict]int{}, Responses: map[string]int{}}
 	err = eachEvent(ctx, events, opts.MaxLine, &rep.Input, func(line int, ev *event.Event) error {
 		d := e.Decide(ctx, ev)

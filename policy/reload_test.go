@@ -222,26 +222,29 @@ func TestBundle(t *testing.T) {
 	eventually(t, "a replaced bundle", func() bool { return reason(t, e) == "two" })
 }
 
-func TestBundleThatUnpacksTooLarge(t *testing.T) {
-	var b bytes.Buffer
-	gz := gzip.NewWriter(&b)
-	tw := tar.NewWriter(gz)
-	zeros := make([]byte, 1<<20)
-	for i := range 5 {
-		if err := tw.WriteHeader(&tar.Header{Name: strings.Repeat("x", i+1) + ".md", Size: 60 << 20, Typeflag: tar.TypeReg}); err != nil {
-			t.Fatal(err)
+func TestLimits(t *testing.T) {
+	lim := limits{files: 2, file: 1000, total: 20_000}
+	zeros := func(n int) string { return strings.Repeat("\n", n) }
+	for name, c := range map[string]struct {
+		files map[string]string
+		want  error
+	}{
+		"just":       {map[string]string{"a.rego": zeros(1000), "b.rego": zeros(1000)}, nil},
+		"one file":   {map[string]string{"a.rego": zeros(1001)}, ErrTooLarge},
+		"many files": {map[string]string{"a.rego": "", "b.rego": "", "c.rego": ""}, ErrTooLarge},
+	} {
+		dir := writeFiles(t, t.TempDir(), c.files)
+		if _, err := readFS(os.DirFS(dir), false, lim); !errors.Is(err, c.want) {
+			t.Errorf("folder, %s: %v", name, err)
 		}
-		for range 60 {
-			if _, err := tw.Write(zeros); err != nil {
-				t.Fatal(err)
-			}
+		if _, err := readBundle(bytes.NewReader(tarGz(t, c.files)), false, lim); !errors.Is(err, c.want) {
+			t.Errorf("bundle, %s: %v", name, err)
 		}
 	}
-	if err := errors.Join(tw.Close(), gz.Close()); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := readBundle(&b, false); !errors.Is(err, ErrTooLarge) {
-		t.Errorf("%v", err)
+	// A bomb of files that are no part of a policy.
+	bomb := tarGz(t, map[string]string{"a.md": zeros(15_000), "b.md": zeros(15_000)})
+	if _, err := readBundle(bytes.NewReader(bomb), false, lim); !errors.Is(err, ErrTooLarge) {
+		t.Errorf("bomb: %v", err)
 	}
 }
 

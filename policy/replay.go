@@ -68,12 +68,12 @@ func Replay(ctx context.Context, before, after Source, events io.Reader, opts Ru
 	if err != nil {
 		return nil, err
 	}
-	defer b.Close()
+	defer func() { _ = b.Close() }()
 	a, err := newOffline(ctx, after, opts)
 	if err != nil {
 		return nil, err
 	}
-	defer a.Close()
+	defer func() { _ = a.Close() }()
 	rep := &ReplayReport{
 		Before: b.policy(), After: a.policy(),
 		Verdicts: []VerdictChange{}, Responses: []ResponseChange{}, Changes: []Change{},

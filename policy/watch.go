@@ -22,17 +22,12 @@ func (e *Engine) watch() error {
 		_ = w.Close()
 		return err
 	}
-	if !e.begin() {
-		_ = w.Close()
-		return ErrClosed
-	}
-	go func() {
-		defer e.wg.Done()
+	e.wg.Go(func() {
 		e.watchLoop(w)
 		_ = w.Close()
 		for range w.Events { // closed when fsnotify's own goroutine has ended
 		}
-	}()
+	})
 	return nil
 }
 

@@ -99,7 +99,7 @@ func TestDecisions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer e.Close()
+	defer func() { _ = e.Close() }()
 	src := event.NewSource(nil)
 	finding := func(severity string) *event.Event {
 		ev := src.New(event.FindingScan, event.Info)
