@@ -50,9 +50,9 @@ type Config struct {
 
 	QMP    bool   // give it a QMP socket, Guest.QMPSocket
 	KASLR  bool   // else the kernel is told nokaslr
-	LA57   bool   // five levels of page tables
+	LA57   bool   // five levels of page tables; needs CPU to be empty
 	Accel  string // QEMU's -accel; "tcg" when empty
-	CPU    string // QEMU's -cpu instead of the default and LA57
+	CPU    string // QEMU's -cpu; when empty, "host" under KVM, else all but cx16
 	Append string // more words for the kernel's command line
 
 	ExtraArgs []string // more arguments for QEMU
@@ -130,6 +130,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Timeout == 0 {
 		c.Timeout = DefaultBootTimeout
+	}
+	if c.CPU == "" && strings.HasPrefix(c.Accel, "kvm") {
+		c.CPU = "host"
 	}
 	if c.CPU == "" {
 		// QEMU 7.2's emulation of cmpxchg16b can corrupt the flags: without

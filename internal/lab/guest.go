@@ -42,7 +42,7 @@ func Boot(ctx context.Context, cfg Config) (*Guest, error) {
 	if err != nil {
 		return nil, err
 	}
-	qemu, err := findQEMU(ctx)
+	qemu, err := findQEMU()
 	if err != nil {
 		return nil, err
 	}
@@ -209,12 +209,15 @@ func (g *Guest) Run(ctx context.Context, script string) (string, error) {
 	if len(script) > maxScript {
 		return "", fmt.Errorf("guest %s: script of %d bytes is longer than %d", g.cfg.Name, len(script), maxScript)
 	}
-	out, status, err := g.exchange(ctx, base64.StdEncoding.EncodeToString([]byte(script)))
+	out, status, err := g.exchange(ctx, encodeScript(script))
 	if err == nil && status != "0" {
 		err = fmt.Errorf("guest %s: script ended with status %s: %s", g.cfg.Name, status, tail(out, 5))
 	}
 	return out, err
 }
+
+// encodeScript makes a script one word of a line: see guest/init.sh.
+func encodeScript(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
 
 // Command gives the truth program a command ("fork 50", "exit PID"; see
 // guest/command.c) and returns what it printed. It needs a guest with

@@ -121,11 +121,20 @@ func downloadKernel(ctx context.Context, work string, suite Suite, flavour Flavo
 			return err
 		}
 	}
-	meta, err := json.MarshalIndent(k, "", "\t")
+	meta, err := k.meta()
 	if err != nil {
 		return err
 	}
-	return writeFileAtomic(filepath.Join(tree, kernelMeta), append(meta, '\n'), 0o644)
+	return writeFileAtomic(filepath.Join(tree, kernelMeta), meta, 0o644)
+}
+
+// meta returns what kernelMeta holds.
+func (k *Kernel) meta() ([]byte, error) {
+	b, err := json.MarshalIndent(k, "", "\t")
+	if err != nil {
+		return nil, fmt.Errorf("kernel cache: %w", err)
+	}
+	return append(b, '\n'), nil
 }
 
 func unpackDeb(ctx context.Context, deb, dir string) error {

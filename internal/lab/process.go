@@ -2,7 +2,6 @@ package lab
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -30,11 +29,9 @@ type process struct {
 	monitor net.Conn
 }
 
-// The numbers that inherited files have in QEMU: exec.Cmd.ExtraFiles begins at 3.
-const (
-	monitorFD = 3
-	// leashFD is the writing end of the pipe that the janitor reads from.
-)
+// monitorFD is the number of the monitor's socket in QEMU: it is the first of
+// exec.Cmd.ExtraFiles. The one after it is the janitor's pipe.
+const monitorFD = 3
 
 // startProcess starts QEMU so that it ends when this process does (unless
 // detached), and so that the paths in garbage are removed when QEMU has ended,
@@ -180,7 +177,7 @@ func (b *limitedBuffer) String() string {
 }
 
 // findQEMU returns the path of qemu-system-x86_64.
-func findQEMU(_ context.Context) (string, error) {
+func findQEMU() (string, error) {
 	p, err := exec.LookPath("qemu-system-x86_64")
 	if err != nil {
 		return "", &MissingError{What: "qemu-system-x86_64", Package: "qemu-system-x86"}

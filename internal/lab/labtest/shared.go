@@ -61,7 +61,9 @@ func Shared(t testing.TB, cfg lab.Config) *lab.Guest {
 	if testing.Short() {
 		t.Skip("boots a guest: not with -short")
 	}
-	key := fmt.Sprintf("%+v", cfg)
+	named := cfg
+	named.Kernel = nil // a pointer: each caller may have its own
+	key := fmt.Sprintf("%s %+v", cfg.Kernel.Image, named)
 	guests.mu.Lock()
 	if !guests.running {
 		guests.mu.Unlock()
