@@ -1,0 +1,59 @@
+package linux
+
+import (
+	"testing"
+
+	"github.com/vantage-vmi/vantage/hypervisor"
+	"github.com/vantage-vmi/vantage/internal/lab"
+)
+
+func BenchmarkProcesses(b *testing.B) {
+	g := bootTruth(b, lab.Bookworm)
+	if _, err := g.Command(b.Context(), "fork 400"); err != nil {
+		b.Fatal(err)
+	}
+	if err := g.Pause(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	defer g.Resume(b.Context())
+	count := &counter{VM: openRAM(b, g)}
+	guest, err := Open(b.Context(), count.VM, Options{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	n := 0
+	b.ReportAllocs()
+	for b.Loop() {
+		l, err := guest.Processes(b.Context(), ProcessOptions{})
+		if err != nil || !l.Coverage.Complete() {
+			b.Fatal(err, l.Coverage.Problems())
+		}
+		n = len(l.Processes)
+	}
+	b.StopTimer()
+	b.ReportMetric(float64(n), "processes")
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/process")
+	// Bytes are counted in one more listing, without a page's zero-copy view.
+	if guest, err = Open(b.Context(), count, Options{}); err != nil {
+		b.Fatal(err)
+	}
+	if _, err = guest.Processes(b.Context(), ProcessOptions{}); err != nil {
+		b.Fatal(err)
+	}
+	count.bytes = 0
+	if _, err = guest.Processes(b.Context(), ProcessOptions{}); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportMetric(float64(count.bytes)/float64(n), "read-B/process")
+}
+
+// counter counts what is read.
+type counter struct {
+	hypervisor.VM
+	bytes int
+}
+
+func (c *counter) ReadPhys(p []byte, gpa hypervisor.PhysAddr) (int, error) {
+	c.bytes += len(p)
+	return c.VM.ReadPhys(p, gpa)
+}
