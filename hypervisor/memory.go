@@ -42,8 +42,10 @@ type Mapper interface {
 	// MapPhys returns a view of guest memory that starts at gpa and is at most
 	// limit bytes long; it is shorter where the mapping ends (never empty
 	// without an error). The view is read-only, shared with a guest that may
-	// change it at any moment, and valid until the VM is closed. Errors as
-	// those of ReadPhys. It is safe for concurrent use.
+	// change it at any moment, and valid until the VM is closed. Memory that is
+	// lost later (a file truncated while it is open) faults: whoever reads a
+	// view does so under Guard, or by CopyView. Errors as those of ReadPhys. It
+	// is safe for concurrent use.
 	MapPhys(gpa PhysAddr, limit uint64) ([]byte, error)
 }
 

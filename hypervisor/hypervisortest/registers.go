@@ -19,7 +19,8 @@ const (
 func testRegisters(t *testing.T, _ Config, vm hypervisor.VM) {
 	r, err := hypervisor.As[hypervisor.RegisterReader](vm)
 	if err != nil {
-		t.Skip(err)
+		t.Log(err)
+		return
 	}
 	regs, err := r.Registers(t.Context())
 	if err != nil {

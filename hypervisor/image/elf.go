@@ -38,7 +38,8 @@ type progHeader struct {
 
 // parseELF parses an ELF core. The memory is the PT_LOAD segments' file bytes at
 // their p_paddr; what p_memsz has beyond p_filesz was not dumped and is no RAM
-// here. QEMU writes 32-bit cores too, of guests that are not in long mode.
+// here. QEMU writes 32-bit cores too: of guests that are not in long mode and
+// have nothing at the top of 4 GiB (firmware mostly is there).
 func (s *source) parseELF() (*parsed, error) {
 	h, err := s.readELFHeader()
 	if err != nil {

@@ -136,6 +136,24 @@ func encodeELF(notes []byte, pieces ...piece) []byte {
 	return out
 }
 
+// encodeELF32 writes an ELF32 core, as QEMU does of a guest that is not in long
+// mode and has nothing at the top of 4 GiB.
+func encodeELF32(pieces ...piece) []byte {
+	dataAt := uint32(52 + 32*len(pieces))
+	out := []byte("\x7fELF\x01\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00")
+	out = append(out, le(uint16(4), uint16(3), uint32(1), uint32(0), uint32(52), uint32(0), uint32(0),
+		uint16(52), uint16(32), uint16(len(pieces)), uint16(0), uint16(0), uint16(0))...)
+	for _, p := range pieces {
+		n := uint32(len(p.data))
+		out = append(out, le(uint32(1), dataAt, uint32(0), uint32(p.phys), n, n, uint32(0), uint32(0))...)
+		dataAt += n
+	}
+	for _, p := range pieces {
+		out = append(out, p.data...)
+	}
+	return out
+}
+
 // elfNote writes one note.
 func elfNote(name string, typ uint32, desc []byte) []byte {
 	pad := func(b []byte) []byte { return append(b, make([]byte, -len(b)&3)...) }

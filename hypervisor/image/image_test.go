@@ -57,7 +57,6 @@ func ranges(pieces ...piece) []hypervisor.Range {
 func TestConformance(t *testing.T) {
 	raw := piece{0, pattern(0, 3<<20+5)}
 	qemuNotes := append(elfNote("CORE", 1, make([]byte, 336)), elfNote("QEMU", 0, testCPU(0))...)
-	noAVMLZeros := []piece{testPieces[0], testPieces[1], testPieces[2]}
 	for _, c := range []struct {
 		name   string
 		file   []byte
@@ -68,8 +67,9 @@ func TestConformance(t *testing.T) {
 		{"raw", raw.data, "", []piece{raw}, hypervisortest.CanMap},
 		{"elf", encodeELF(nil, testPieces...), "", testPieces, hypervisortest.CanMap},
 		{"elf-registers", encodeELF(qemuNotes, testPieces...), "?format=elf", testPieces, hypervisortest.CanMap | hypervisortest.CanRegisters},
+		{"elf32", encodeELF32(testPieces[:2]...), "", testPieces[:2], hypervisortest.CanMap},
 		{"lime", encodeLiME(testPieces...), "", testPieces, hypervisortest.CanMap},
-		{"avml", encodeAVML(testPieces...), "", noAVMLZeros, hypervisortest.CanNothing},
+		{"avml", encodeAVML(testPieces...), "", testPieces, hypervisortest.CanNothing},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			path := writeFile(t, c.name, c.file)
