@@ -3,90 +3,163 @@ package qemu_test
 import (
 	"context"
 	"errors"
-	"os"
+	"slices"
 	"testing"
 	"time"
 
+	"github.com/vantage-vmi/vantage/hypervisor"
 	"github.com/vantage-vmi/vantage/hypervisor/qemu"
 	"github.com/vantage-vmi/vantage/hypervisor/qemu/internal/kvmrun"
 	"github.com/vantage-vmi/vantage/hypervisor/qemu/internal/monitor"
+	"github.com/vantage-vmi/vantage/hypervisor/qemu/internal/proc"
+	"github.com/vantage-vmi/vantage/internal/lab"
 	"github.com/vantage-vmi/vantage/internal/lab/labtest"
 )
 
-// Registers of a VM under this machine's own KVM, whose firmware has come to
-// rest: passive and by QEMU's monitor.
-func TestPassiveRegisters(t *testing.T) {
+// TestNested runs the TestInner… under KVM with nested paging.
+func TestNested(t *testing.T) {
 	labtest.NeedRoot(t)
-	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
-	if err != nil {
-		t.Skipf("no KVM on this machine: %v", err) // the nested bed's test does not depend on it
-	}
-	_ = f.Close()
-	m := start(t, false, "-accel", "kvm", "-machine", "pc", "-m", "128", "-smp", "2")
-	vm := m.open(qemu.Options{NoQMP: true})
-	awaitBoot(t, m)
-	checkPassive(t, m, vm)
+	k := labtest.Kernel(t, lab.Bookworm)
+	labtest.Nested(t, "^TestInner", lab.NestedConfig{InnerKernel: k})
 }
 
-// checkPassive compares passive register reads with the monitor's.
-func checkPassive(t *testing.T, m *machine, vm *qemu.VM) {
-	t.Helper()
-	regs, err := vm.Registers(t.Context())
+// Registers of a VM whose firmware has come to rest; its second vCPU waits to
+// be started.
+func TestInnerFirmware(t *testing.T) {
+	labtest.OnlyNested(t)
+	m := start(t, false, "-accel", "kvm", "-machine", "pc", "-m", "128", "-smp", "2")
+	awaitBIOS(t, m)
+	checkPassive(t, m.target(), m.hmp)
+}
+
+// Registers of a Linux guest.
+func TestInnerLinux(t *testing.T) {
+	labtest.OnlyNested(t)
+	g := labtest.Boot(t, lab.Config{
+		Name: "passive", Kernel: labtest.Kernel(t, lab.Bookworm), Accel: "kvm",
+		Memory: 256 * lab.MiB, CPUs: 2, Machine: lab.Q35, QMP: true, KASLR: true,
+	})
+	regs := checkPassive(t, "passive", func(line string) string {
+		s, err := g.HMP(t.Context(), line)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	})
+	for _, r := range regs {
+		if r.EFER&(1<<10) == 0 || r.CR0>>31 != 1 || r.CR3 == 0 || r.GDT.Limit == 0 || r.IDT.Limit != 0xfff {
+			t.Errorf("vCPU %d does not run 64-bit Linux: %+v", r.VCPU, r)
+		}
+	}
+	// QEMU's map has another look under KVM, and the monitor gives registers too.
+	vm, err := qemu.New(qemu.Options{}).Open(t.Context(), "passive")
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer vm.Close()
+	if rs := vm.Ranges(); len(rs) != 1 || rs[0] != (hypervisor.Range{Start: 0, Size: 256 << 20}) {
+		t.Errorf("Ranges = %v", rs)
+	}
+	if err := vm.(hypervisor.Pauser).Pause(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	truth := pmemsave(t, g)
+	got, want := make([]byte, 16<<20), make([]byte, 16<<20)
+	for _, gpa := range []hypervisor.PhysAddr{1 << 20, 240 << 20} {
+		if err := errors.Join(hypervisor.ReadFull(vm, got, gpa), truth(want, gpa)); err != nil {
+			t.Fatal(err)
+		}
+		if i := diff(got, want); i >= 0 {
+			t.Errorf("byte at %#x is %#x, QEMU says %#x", uint64(gpa)+uint64(i), got[i], want[i])
+		}
+	}
+	paused, err := vm.(hypervisor.RegisterReader).Registers(t.Context())
+	if err != nil || len(paused) != 2 || paused[0].GDT != regs[0].GDT || paused[1].GDT != regs[1].GDT {
+		t.Errorf("Registers by the monitor: %+v, %v", paused, err)
+	}
+}
+
+// checkPassive compares passive register reads with the monitor's.
+func checkPassive(t *testing.T, target string, hmp func(string) string) []hypervisor.Registers {
+	t.Helper()
+	vm, err := qemu.New(qemu.Options{NoQMP: true}).Open(t.Context(), target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer vm.Close()
+	rr, err := hypervisor.As[hypervisor.RegisterReader](vm)
+	if err != nil {
+		t.Fatal(err)
+	}
+	regs, err := rr.Registers(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	const rounds = 30
 	begin := time.Now()
-	const rounds = 50
 	for range rounds {
-		if regs, err = vm.Registers(t.Context()); err != nil {
+		if regs, err = rr.Registers(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
 	t.Logf("%v per read of %d vCPUs", time.Since(begin)/rounds, len(regs))
-	m.execute("stop")
-	truth, err := monitor.ParseRegisters(m.hmp("info registers -a"))
+	p, err := proc.Open(vm.Info().PID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if masks, err := kvmrun.ValidRegs(p); err != nil || slices.Max(masks) != 0 {
+		t.Errorf("kvm_valid_regs is left at %#x, %v", masks, err)
+	}
+
+	hmp("stop")
+	truth, err := monitor.ParseRegisters(hmp("info registers -a"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if len(regs) != len(truth) {
 		t.Fatalf("%d vCPUs, QEMU has %d", len(regs), len(truth))
 	}
-	for i := range regs {
-		a, b := regs[i], truth[i]
+	for i, a := range regs {
+		b := truth[i]
 		if a.VCPU != b.VCPU || a.Valid != b.Valid {
 			t.Errorf("vCPU %d (%b), QEMU says %d (%b)", a.VCPU, a.Valid, b.VCPU, b.Valid)
 		}
-		// What does not change while the machine runs.
-		if a.GDT != b.GDT || a.IDT != b.IDT || a.TR != b.TR || a.EFER != b.EFER || a.CR4 != b.CR4 {
-			t.Errorf("vCPU %d: %+v, QEMU says %+v", i, a, b)
+		// What does not change from one moment to the next.
+		if a.GDT != b.GDT || a.IDT != b.IDT || a.TR.Base != b.TR.Base || a.TR.Selector != b.TR.Selector || a.EFER != b.EFER || a.CR4 != b.CR4 {
+			t.Errorf("vCPU %d:\n     %+v\nQEMU says\n     %+v", i, a, b)
 		}
 	}
-	// A VM that is paused makes no exit.
-	if _, err := vm.Registers(t.Context()); !errors.Is(err, kvmrun.ErrNotRunning) {
+	// A paused VM makes no exit.
+	if _, err := rr.Registers(t.Context()); !errors.Is(err, kvmrun.ErrNotRunning) {
 		t.Errorf("Registers of a paused VM = %v, want ErrNotRunning", err)
 	}
-	m.execute("cont")
-	if _, err := vm.Registers(t.Context()); err != nil {
-		t.Errorf("after cont: %v", err)
+	if masks, err := kvmrun.ValidRegs(p); err != nil || slices.Max(masks) != 0 {
+		t.Errorf("kvm_valid_regs of a paused VM is left at %#x, %v", masks, err)
+	}
+	hmp("cont")
+	if _, err := rr.Registers(t.Context()); err != nil {
+		t.Errorf("Registers after cont: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := vm.Registers(ctx); !errors.Is(err, context.Canceled) {
-		t.Errorf("with a cancelled context: %v", err)
+	if _, err := rr.Registers(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("Registers with a cancelled context: %v", err)
 	}
+	return regs
 }
 
-// awaitBoot waits until the firmware has loaded its tables for good: until the
-// BIOS has written the reset vector into shadow RAM.
-func awaitBoot(t *testing.T, m *machine) {
+// awaitBIOS waits until the firmware has written its reset vector into the RAM
+// behind its ROM.
+func awaitBIOS(t *testing.T, m *machine) {
 	t.Helper()
+	vm := m.open(qemu.Options{NoQMP: true})
 	deadline := time.Now().Add(60 * time.Second)
-	var p [16]byte
-	for p[0] != 0xea {
+	for p := make([]byte, 1); p[0] != 0xea; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the firmware does not come up")
 		}
-		if err := m.read(p[:], 0xffff0); err != nil {
+		if err := hypervisor.ReadFull(vm, p, 0xffff0); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -227,3 +227,18 @@ func kick(ctx context.Context, p *proc.Process, threads []int, cpus []*vcpu) err
 	}
 	return ErrNotRunning
 }
+
+// ValidRegs returns each vCPU's kvm_valid_regs, in order of their index. It is
+// 0 unless someone reads registers right now, or died doing so.
+func ValidRegs(p *proc.Process) (masks []uint64, err error) {
+	fds, err := p.FDs()
+	if err != nil {
+		return nil, err
+	}
+	cpus, err := mapVCPUs(p, fds)
+	for _, c := range cpus {
+		masks = append(masks, word(c.page, offValidRegs).Load())
+		err = errors.Join(err, unix.Munmap(c.page))
+	}
+	return masks, err
+}
