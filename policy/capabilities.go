@@ -6,8 +6,8 @@ import (
 	"github.com/open-policy-agent/opa/v1/ast"
 )
 
-// DisabledBuiltins returns the builtins of OPA that policies may not call,
-// sorted, and why each: a call to one is a compile error.
+// DisabledBuiltins returns the builtins of OPA that policies may not call, and
+// why each: what it does. A call to one is a compile error.
 func DisabledBuiltins() map[string]string {
 	const (
 		clock  = "depends on the clock; use input.now, the event's time in nanoseconds"

@@ -24,6 +24,9 @@ var (
 	ErrTooLarge = errors.New("too large")
 	// ErrUnknownResponse is returned when there is no responder of a name.
 	ErrUnknownResponse = errors.New("unknown response")
+	// ErrDuplicate is returned by a Responder when there is nothing left to do:
+	// the VM is paused already.
+	ErrDuplicate = errors.New("already done")
 	// ErrTimeout is returned when a response took longer than its timeout. It
 	// may still take effect.
 	ErrTimeout = errors.New("response took longer than its timeout")

@@ -2,19 +2,15 @@ package policy
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 
 	"github.com/vantage-vmi/vantage/event"
 )
 
-// ErrDuplicate is returned by a Responder when there is nothing left to do: the
-// VM is paused already.
-var ErrDuplicate = errors.New("already done")
-
 // Responder carries out one response. Respond must return when ctx is done; if
-// it does not, it is left behind and counts against Options.MaxRunning. It must
+// it does not, it is left behind and counts against
+// ExecutorOptions.MaxRunning. It must
 // be safe for concurrent use.
 type Responder interface {
 	Respond(ctx context.Context, r Response, e *event.Event) error

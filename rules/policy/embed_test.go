@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"io/fs"
+	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -23,7 +25,13 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func source() policy.Source { return policy.Source{FS: defaultpolicy.FS()} }
 
 func TestRegoTestsPassAndCoverEverything(t *testing.T) {
-	rep, err := policy.Test(context.Background(), source(), policy.TestOptions{})
+	for name, s := range map[string]policy.Source{"built in": source(), "folder": {Path: "."}} {
+		t.Run(name, func(t *testing.T) { testRego(t, s) })
+	}
+}
+
+func testRego(t *testing.T, s policy.Source) {
+	rep, err := policy.Test(context.Background(), s, policy.TestOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,6 +128,51 @@ func TestDecisions(t *testing.T) {
 		}
 		if s := strings.Join(got, " "); s != want {
 			t.Errorf("severity %q: %s, want %s", severity, s, want)
+		}
+	}
+}
+
+// TestReadmeExample compiles the example and runs it next to the default rules.
+func TestReadmeExample(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, ok1 := strings.Cut(string(readme), "```rego\n")
+	example, _, ok2 := strings.Cut(rest, "```")
+	if !ok1 || !ok2 {
+		t.Fatal("no example")
+	}
+	dir := t.TempDir()
+	if err := os.CopyFS(dir, defaultpolicy.FS()); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "mine.rego"), []byte(example), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	e, err := policy.New(context.Background(), policy.Options{Source: policy.Source{Path: dir}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = e.Close() }()
+	ev := event.NewSource(nil).New(event.ModuleHidden, event.High)
+	ev.VM = &event.VM{Name: "db-1", URI: "qemu:2", Driver: "qemu"}
+	ev.Module = &event.Module{Name: "rk"}
+	d := e.Decide(context.Background(), &ev)
+	if d.Err != nil || d.Verdict != policy.Malicious || len(d.Responses) != 2 || d.Responses[1].Name != policy.Pause {
+		t.Errorf("%v %+v", d.Err, d.Result)
+	}
+}
+
+// TestReadmeNamesDisabledBuiltins keeps the list in step.
+func TestReadmeNamesDisabledBuiltins(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name := range policy.DisabledBuiltins() {
+		if !strings.Contains(string(readme), "`"+name+"`") {
+			t.Errorf("README.md does not name %s", name)
 		}
 	}
 }
