@@ -205,7 +205,7 @@ func testCPU(cpu uint64) []byte {
 	}
 	b = append(b, le(uint64(0xffffffff81000000), uint64(0x246))...)
 	for i := range uint32(10) { // cs ds es fs gs ss ldt tr gdt idt
-		b = append(b, le(0x10+i, 0xfff00+i, uint32(0x00af9b00), uint32(0), uint64(0xffff800000000000+uint64(i)))...)
+		b = append(b, le(0x10+i, 0xfff00+i, uint32(0x00af9b00), uint32(0), 0xffff800000000000+uint64(i))...)
 	}
 	return append(b, le(uint64(0x80050033), uint64(0), uint64(0xdead), uint64(0x101000), uint64(0x6f0), uint64(0xffff888000000000))...)
 }
