@@ -15,7 +15,7 @@ func BenchmarkProcesses(b *testing.B) {
 	if err := g.Pause(b.Context()); err != nil {
 		b.Fatal(err)
 	}
-	defer g.Resume(b.Context())
+	defer resume(b, g)
 	count := &counter{VM: openRAM(b, g)}
 	guest, err := Open(b.Context(), count.VM, Options{})
 	if err != nil {

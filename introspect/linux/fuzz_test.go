@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"testing"
 	"time"
 
@@ -34,7 +35,7 @@ func FuzzTaskWalk(f *testing.F) {
 	f.Add(patch(nil, g.member(g.rootDentry, "dentry.d_parent"), uint64(fakeBase)))
 	f.Add(patch(nil, g.member(g.mnt, "mount.mnt_parent"), uint64(g.mnt)+8))
 	f.Add(patch(nil, g.modList, uint64(g.kset)))
-	f.Add(patch(nil, hypervisor.VirtAddr(fakeBase)+fakeTables+0x5000, 1<<63))
+	f.Add(patch(nil, fakeBase+fakeTables+0x5000, 1<<63))
 	f.Fuzz(func(t *testing.T, lies []byte) {
 		g := newFake(t, processes)
 		for len(lies) >= 12 {
@@ -59,10 +60,16 @@ func FuzzTaskWalk(f *testing.F) {
 					t.Errorf("mapping from %#x to %#x", v.Start, v.End)
 				}
 			}
-			g.guest.ProcessSpace(p)
+			if as, err := g.guest.ProcessSpace(p); (as == nil) == (err == nil) {
+				t.Errorf("address space %v, %v", as, err)
+			}
 		}
-		g.guest.Modules(ctx)
-		g.guest.Info(ctx)
+		if ms, err := g.guest.Modules(ctx); err == nil && len(ms.Modules) > 3*maxModules*maxModuleTypes {
+			t.Errorf("%d modules", len(ms.Modules))
+		}
+		if _, err := g.guest.Info(ctx); err != nil {
+			t.Errorf("info: %v", err)
+		}
 		if ctx.Err() != nil {
 			t.Error("it took longer than 20 s")
 		}
@@ -111,7 +118,7 @@ func FuzzXArray(f *testing.F) {
 		var last int64 = -1
 		entries := 0
 		bad := func(hypervisor.VirtAddr, error) {}
-		r.walkXArray(t.Context(), &lay.xa, hypervisor.VirtAddr(head), maxIndex, maxNodes, bad, func(index uint64, entry hypervisor.VirtAddr) bool {
+		err := r.walkXArray(t.Context(), &lay.xa, hypervisor.VirtAddr(head), maxIndex, maxNodes, bad, func(index uint64, entry hypervisor.VirtAddr) bool {
 			if int64(index) <= last || index > maxIndex || entry == 0 || entry&3 != 0 {
 				t.Errorf("entry %#x at %d after %d", entry, index, last)
 			}
@@ -126,6 +133,9 @@ func FuzzXArray(f *testing.F) {
 			}
 			return true
 		})
+		if err != nil && !errors.Is(err, ErrLimit) {
+			t.Errorf("the walk failed: %v", err)
+		}
 	})
 }
 
@@ -158,7 +168,7 @@ func FuzzMapleTree(f *testing.F) {
 		const maxNodes = 1000
 		next, entries := uint64(0), 0
 		bad := func(hypervisor.VirtAddr, error) {}
-		r.walkMaple(t.Context(), &lay.maple, root, maxNodes, bad, func(first, last uint64, entry hypervisor.VirtAddr) bool {
+		err := r.walkMaple(t.Context(), &lay.maple, root, maxNodes, bad, func(first, last uint64, entry hypervisor.VirtAddr) bool {
 			if first > last || first < next || entry == 0 {
 				t.Errorf("entry %#x at %#x-%#x, after %#x", entry, first, last, next)
 			}
@@ -168,5 +178,8 @@ func FuzzMapleTree(f *testing.F) {
 			next = last + 1
 			return next != 0
 		})
+		if err != nil && !errors.Is(err, ErrLimit) {
+			t.Errorf("the walk failed: %v", err)
+		}
 	})
 }

@@ -49,7 +49,11 @@ func openRAM(t testing.TB, g *lab.Guest) hypervisor.VM {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { vm.Close() })
+	t.Cleanup(func() {
+		if err := vm.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	return vm
 }
 
@@ -64,31 +68,39 @@ func openLive(t testing.TB, g *lab.Guest) *Guest {
 
 func TestGuestAgainstItsOwnWord(t *testing.T) {
 	for _, suite := range suites {
-		t.Run(string(suite), func(t *testing.T) {
-			g := bootTruth(t, suite)
-			truth, err := g.Truth()
-			if err != nil {
-				t.Fatal(err)
-			}
-			guest := openLive(t, g)
-			l, err := guest.Processes(t.Context(), ProcessOptions{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, p := range l.Coverage.Problems() {
-				t.Errorf("not covered: %v", p)
-			}
-			t.Run("info", func(t *testing.T) { compareInfo(t, guest, truth) })
-			t.Run("processes", func(t *testing.T) { compareProcesses(t, l, truth) })
-			t.Run("threads", func(t *testing.T) { compareThreads(t, guest, truth) })
-			t.Run("modules", func(t *testing.T) { compareModules(t, guest, truth) })
-			t.Run("mappings", func(t *testing.T) { compareMappings(t, guest, l, truth) })
-			t.Run("pages", func(t *testing.T) { comparePages(t, guest, l, truth) })
-		})
+		t.Run(string(suite), func(t *testing.T) { compareGuest(t, bootTruth(t, suite), 4) })
 	}
+	// Five levels of page tables, of which the user's are kept apart.
+	t.Run("la57-pti", func(t *testing.T) {
+		compareGuest(t, labtest.Boot(t, lab.Config{
+			Name: "linux-la57", Kernel: labtest.Kernel(t, lab.Trixie),
+			Shared: true, KASLR: true, Program: true, LA57: true, Append: "pti=on",
+		}), 5)
+	})
 }
 
-func compareInfo(t *testing.T, g *Guest, truth *lab.Truth) {
+func compareGuest(t *testing.T, g *lab.Guest, levels int) {
+	truth, err := g.Truth()
+	if err != nil {
+		t.Fatal(err)
+	}
+	guest := openLive(t, g)
+	l, err := guest.Processes(t.Context(), ProcessOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range l.Coverage.Problems() {
+		t.Errorf("not covered: %v", p)
+	}
+	t.Run("info", func(t *testing.T) { compareInfo(t, guest, truth, levels) })
+	t.Run("processes", func(t *testing.T) { compareProcesses(t, l, truth) })
+	t.Run("threads", func(t *testing.T) { compareThreads(t, guest, truth) })
+	t.Run("modules", func(t *testing.T) { compareModules(t, guest, truth) })
+	t.Run("mappings", func(t *testing.T) { compareMappings(t, guest, l, truth) })
+	t.Run("pages", func(t *testing.T) { comparePages(t, guest, l, truth) })
+}
+
+func compareInfo(t *testing.T, g *Guest, truth *lab.Truth, levels int) {
 	i, err := g.Info(t.Context())
 	if err != nil || !i.Coverage.Complete() {
 		t.Fatal(err, i.Coverage.Problems())
@@ -101,7 +113,7 @@ func compareInfo(t *testing.T, g *Guest, truth *lab.Truth) {
 		{"command line", i.CommandLine, string(s.Cmdline)},
 		{"architecture", i.Arch, "x86_64"},
 		{"CPUs", fmt.Sprint(i.CPUs), fmt.Sprint(s.CPUs)},
-		{"levels", fmt.Sprint(i.PageTableLevels), "4"},
+		{"levels", fmt.Sprint(i.PageTableLevels), fmt.Sprint(levels)},
 	} {
 		if c.got != c.want {
 			t.Errorf("%s %q, want %q", c.what, c.got, c.want)

@@ -31,6 +31,12 @@ func (o *overlay) ReadPhys(p []byte, gpa hypervisor.PhysAddr) (int, error) {
 	return n, err
 }
 
+func resume(t testing.TB, g *lab.Guest) {
+	if err := g.Resume(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 // A real guest's list of processes is broken from outside.
 func TestRealGuestThatLies(t *testing.T) {
 	for _, suite := range []lab.Suite{lab.Bookworm, lab.Trixie} {
@@ -42,7 +48,7 @@ func testLies(t *testing.T, g *lab.Guest) {
 	if err := g.Pause(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	defer g.Resume(t.Context())
+	defer resume(t, g)
 	lied := &overlay{Memory: openRAM(t, g)}
 	guest, err := Open(t.Context(), lied, Options{})
 	if err != nil {

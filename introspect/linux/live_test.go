@@ -78,7 +78,11 @@ func TestLiveChurn(t *testing.T) {
 	if _, err := g.Command(t.Context(), "churn on"); err != nil {
 		t.Fatal(err)
 	}
-	defer g.Command(t.Context(), "churn off")
+	defer func() {
+		if _, err := g.Command(t.Context(), "churn off"); err != nil {
+			t.Error(err)
+		}
+	}()
 	churned, problems := 0, 0
 	for range 50 {
 		l, err := guest.Processes(t.Context(), ProcessOptions{Threads: true})

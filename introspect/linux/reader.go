@@ -3,7 +3,6 @@ package linux
 import (
 	"bytes"
 	"encoding/binary"
-	"errors"
 	"fmt"
 
 	"github.com/vantage-vmi/vantage/hypervisor"
@@ -171,10 +170,4 @@ func (r *reader) readLinks(va hypervisor.VirtAddr) (links, error) {
 		return links{}, err
 	}
 	return object{data: b[:]}.links(field{size: 16, ok: true}), nil
-}
-
-// tornError says that err may be due to a change in the middle of a walk, so
-// that another try may succeed on a live guest.
-func tornError(err error) bool {
-	return errors.Is(err, ErrTorn) || errors.Is(err, ErrWild) || errors.Is(err, ErrCycle)
 }
