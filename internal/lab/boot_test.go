@@ -11,8 +11,6 @@ import (
 	"github.com/vantage-vmi/vantage/internal/lab/labtest"
 )
 
-func TestMain(m *testing.M) { labtest.Main(m) }
-
 func TestBootAndRun(t *testing.T) {
 	ctx := t.Context()
 	g := labtest.Boot(t, lab.Config{
@@ -89,8 +87,10 @@ func TestBootRejects(t *testing.T) {
 		"two kinds": {Kernel: &lab.Kernel{}, Shared: true, RAMPath: "/dev/shm/x"},
 	} {
 		if g, err := lab.Boot(context.Background(), c); err == nil {
-			g.Close()
 			t.Errorf("%s: no error", name)
+			if err := g.Close(); err != nil {
+				t.Error(err)
+			}
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"bytes"
 	"context"
 	"debug/elf"
 	"errors"
@@ -24,29 +25,41 @@ func (g *Guest) DumpELF(ctx context.Context, path string) error {
 }
 
 // DumpRaw writes the guest's memory to path so that a byte's offset is its
-// guest-physical address; what is no RAM is a hole. Pages of zeros are holes
-// too, so the file takes no more of the disk than what the guest has used, but
-// a file of the guest's full size is needed next to it for a moment.
+// guest-physical address; what is no RAM is a hole, and so is the BIOS below
+// 4 GiB. Pages of zeros are holes too, so the file takes no more of the disk
+// than what the guest has used, but a file of the guest's full size is needed
+// next to it for a moment.
 func (g *Guest) DumpRaw(ctx context.Context, path string) error {
+	layout, err := g.Layout(ctx)
+	if err != nil {
+		return err
+	}
 	tmp := path + ".elf-tmp"
 	defer os.Remove(tmp)
 	if err := g.DumpELF(ctx, tmp); err != nil {
 		return err
 	}
-	if err := rawFromELF(path, tmp); err != nil {
+	// Below 1 MiB the ROMs' shadows are taken along, as a reader of physical
+	// memory would see them.
+	layout = append([]PhysRange{{Size: 1 * MiB}}, layout...)
+	if err := rawFromELF(path, tmp, layout); err != nil {
 		return fmt.Errorf("guest %s: dump: %w", g.cfg.Name, err)
 	}
 	return nil
 }
 
-// rawFromELF writes the PT_LOAD segments of an ELF core at their physical
-// addresses.
-func rawFromELF(path, core string) (err error) {
-	f, err := elf.Open(core)
+// rawFromELF writes what the PT_LOAD segments of an ELF core have of the given
+// ranges, at its physical address.
+func rawFromELF(path, core string, ranges []PhysRange) (err error) {
+	in, err := os.Open(core)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	defer in.Close()
+	f, err := elf.NewFile(in)
+	if err != nil {
+		return err
+	}
 	out, err := os.Create(path)
 	if err != nil {
 		return err
@@ -56,29 +69,40 @@ func rawFromELF(path, core string) (err error) {
 			err = cerr
 		}
 	}()
-	var end uint64
-	buf := make([]byte, 64<<10)
-	zero := make([]byte, len(buf))
+	var size uint64
 	for _, p := range f.Progs {
-		if p.Type != elf.PT_LOAD {
-			continue
-		}
-		end = max(end, p.Paddr+p.Filesz)
-		r := p.Open()
-		for off := uint64(0); off < p.Filesz; {
-			n, err := io.ReadFull(r, buf[:min(uint64(len(buf)), p.Filesz-off)])
-			if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+		for _, r := range ranges {
+			start, end := max(p.Paddr, r.Start), min(p.Paddr+p.Filesz, r.Start+r.Size)
+			if p.Type != elf.PT_LOAD || start >= end {
+				continue
+			}
+			size = max(size, end)
+			if err := copySparse(out, int64(start), io.NewSectionReader(p, int64(start-p.Paddr), int64(end-start))); err != nil {
 				return err
 			}
-			if string(buf[:n]) != string(zero[:n]) {
-				if _, err := out.WriteAt(buf[:n], int64(p.Paddr+off)); err != nil {
-					return err
-				}
-			}
-			off += uint64(n)
 		}
 	}
-	return out.Truncate(int64(end))
+	return out.Truncate(int64(size))
+}
+
+// copySparse copies r to offset off of out, runs of zeros left out.
+func copySparse(out *os.File, off int64, r io.Reader) error {
+	buf, zero := make([]byte, 64<<10), make([]byte, 64<<10)
+	for {
+		n, err := io.ReadFull(r, buf)
+		if !bytes.Equal(buf[:n], zero[:n]) {
+			if _, err := out.WriteAt(buf[:n], off); err != nil {
+				return err
+			}
+		}
+		off += int64(n)
+		switch {
+		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+			return nil
+		case err != nil:
+			return err
+		}
+	}
 }
 
 // PhysRange is a run of guest-physical RAM, as QEMU tells it.

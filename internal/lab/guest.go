@@ -60,8 +60,7 @@ func Boot(ctx context.Context, cfg Config) (*Guest, error) {
 	}
 	if err := g.waitUp(ctx); err != nil {
 		err = g.failure(err)
-		g.Close()
-		return nil, err
+		return nil, errors.Join(err, g.Close())
 	}
 	return g, nil
 }

@@ -115,7 +115,9 @@ func (e entry) write(w *countWriter, name string, ino uint32) error {
 	fmt.Fprintf(w, "070701%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X",
 		ino, e.mode, 0, 0, 1, 0, size, 0, 0, e.major, e.minor, len(name)+1, 0)
 	fmt.Fprintf(w, "%s\x00", name)
-	w.pad()
+	if err := w.pad(); err != nil {
+		return err
+	}
 	if host != nil {
 		n, err := io.CopyN(w, host, size)
 		if err != nil {
@@ -151,11 +153,15 @@ func StaticBusybox() (string, error) {
 	if err != nil {
 		return "", missing
 	}
-	f, err := elf.Open(p)
+	file, err := os.Open(p)
 	if err != nil {
 		return "", missing
 	}
-	defer f.Close()
+	defer file.Close()
+	f, err := elf.NewFile(file)
+	if err != nil {
+		return "", missing
+	}
 	if slices.ContainsFunc(f.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP }) {
 		return "", missing
 	}

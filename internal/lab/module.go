@@ -125,11 +125,15 @@ func (k *Kernel) plainModule(ctx context.Context, path string) (string, error) {
 // moduleDepends reads what a module says it depends on (its .modinfo section,
 // include/linux/module.h).
 func moduleDepends(path string) ([]string, error) {
-	f, err := elf.Open(path)
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("module: %w", err)
+	}
+	defer file.Close()
+	f, err := elf.NewFile(file)
 	if err != nil {
 		return nil, fmt.Errorf("module %s: %w", path, err)
 	}
-	defer f.Close()
 	s := f.Section(".modinfo")
 	if s == nil {
 		return nil, fmt.Errorf("module %s: no .modinfo section", path)
