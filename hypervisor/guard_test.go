@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -90,5 +91,8 @@ func TestGuardLetsOtherPanicsPass(t *testing.T) {
 	}
 	if err := Guard(func() {}); err != nil {
 		t.Errorf("Guard of nothing: %v", err)
+	}
+	if debug.SetPanicOnFault(false) {
+		t.Error("Guard did not put SetPanicOnFault back")
 	}
 }

@@ -96,51 +96,61 @@ func FuzzTranslate(f *testing.F) {
 		f.Add(mode, uint8(3), uint8(0), uint64(1), uint64(0x1234_5678))
 		f.Add(mode, uint8(0), uint8(36), uint64(2), uint64(0xffff_8000_0000_0000))
 	}
-	f.Fuzz(func(t *testing.T, mode, opts, width uint8, seed, va uint64) {
-		rng := rand.New(rand.NewPCG(seed, 7))
-		root := Root{Mode: Mode32 + Mode(mode%4), NX: opts&1 != 0, PSE: opts&2 != 0}
-		root.PhysBits = []uint8{0, 36, 40}[width%3]
-		ram := randomTables(rng, 24, root.Mode != Mode32)
-		root.CR3 = hypervisor.PhysAddr(rng.IntN(25)<<12 | rng.IntN(4096))
-		ref := reference{ram: ram, root: root}
-		var mem hypervisor.Memory = flat(ram)
-		if opts&4 != 0 {
-			mem = mappedFlat{ram}
+	f.Fuzz(checkRandomTables)
+}
+
+// TestRandomTables is FuzzTranslate with more seeds than a fuzzer is given.
+func TestRandomTables(t *testing.T) {
+	rng := rand.New(rand.NewPCG(11, 11))
+	for i := range 400 {
+		checkRandomTables(t, uint8(i), uint8(rng.Uint32()), uint8(rng.Uint32()), rng.Uint64(), rng.Uint64())
+	}
+}
+
+func checkRandomTables(t *testing.T, mode, opts, width uint8, seed, va uint64) {
+	rng := rand.New(rand.NewPCG(seed, 7))
+	root := Root{Mode: Mode32 + Mode(mode%4), NX: opts&1 != 0, PSE: opts&2 != 0}
+	root.PhysBits = []uint8{0, 36, 40}[width%3]
+	ram := randomTables(rng, 24, root.Mode != Mode32)
+	root.CR3 = hypervisor.PhysAddr(rng.IntN(25)<<12 | rng.IntN(4096))
+	ref := reference{ram: ram, root: root}
+	var mem hypervisor.Memory = flat(ram)
+	if opts&4 != 0 {
+		mem = mappedFlat{ram}
+	}
+	as := New(mem, root, WithMaxTables(64), WithMaxMappings(4096))
+	compare(t, as, ref, va)
+	for range 40 {
+		a := randomAddress(rng, root.Mode)
+		compare(t, as, ref, a)
+		compare(t, as, ref, a^1) // from the TLB
+	}
+	last, first := hypervisor.VirtAddr(0), true
+	lo := hypervisor.VirtAddr(randomAddress(rng, root.Mode))
+	for m, err := range as.Mappings(t.Context(), lo, 0) {
+		var limit *LimitError
+		if errors.As(err, &limit) {
+			break
 		}
-		as := New(mem, root, WithMaxTables(64), WithMaxMappings(4096))
-		compare(t, as, ref, va)
-		for range 40 {
-			a := randomAddress(rng, root.Mode)
-			compare(t, as, ref, a)
-			compare(t, as, ref, a^1) // from the TLB
+		if !first && m.Virt <= last {
+			t.Fatalf("Mappings: %v after %v", m.Virt, last)
 		}
-		last, first := hypervisor.VirtAddr(0), true
-		lo := hypervisor.VirtAddr(randomAddress(rng, root.Mode))
-		for m, err := range as.Mappings(t.Context(), lo, 0) {
-			var limit *LimitError
-			if errors.As(err, &limit) {
-				break
+		first, last = false, m.Virt
+		at := max(m.Virt, lo)
+		want := ref.translate(uint64(at))
+		var hole *NotMappedError
+		switch {
+		case errors.As(err, &hole):
+			if hole.Kind != want.kind || hole.Level != want.level {
+				t.Fatalf("%+v: Mappings: %v; want %+v", root, hole, want)
 			}
-			if !first && m.Virt <= last {
-				t.Fatalf("Mappings: %v after %v", m.Virt, last)
-			}
-			first, last = false, m.Virt
-			at := max(m.Virt, lo)
-			want := ref.translate(uint64(at))
-			var hole *NotMappedError
-			switch {
-			case errors.As(err, &hole):
-				if hole.Kind != want.kind || hole.Level != want.level {
-					t.Fatalf("%+v: Mappings: %v; want %+v", root, hole, want)
-				}
-			case err != nil:
-				t.Fatal(err)
-			case uint64(m.At(at)) != want.phys || m.Size != want.size || m.Flags.Has(Write) != want.write ||
-				m.Flags.Has(User) != want.user || m.Flags.Has(NX) != want.nx:
-				t.Fatalf("%+v: Mappings: %+v; want %+v", root, m, want)
-			}
+		case err != nil:
+			t.Fatal(err)
+		case uint64(m.At(at)) != want.phys || m.Size != want.size || m.Flags.Has(Write) != want.write ||
+			m.Flags.Has(User) != want.user || m.Flags.Has(NX) != want.nx:
+			t.Fatalf("%+v: Mappings: %+v; want %+v", root, m, want)
 		}
-	})
+	}
 }
 
 // FuzzRawTables has no generator between the fuzzer and the tables.

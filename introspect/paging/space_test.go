@@ -249,6 +249,18 @@ func TestRuns(t *testing.T) {
 	if n != 2 {
 		t.Errorf("%d runs of at most a page in [0x1000, 0x3000)", n)
 	}
+	// The bounds need not be those of pages: what they touch is yielded whole.
+	for m, err := range as.Mappings(t.Context(), 0x2fff, 0x3001) {
+		if n++; err != nil || m.Virt != 0x2000 && m.Virt != 0x3000 || m.Size != 0x1000 {
+			t.Errorf("in [0x2fff, 0x3001): %+v, %v", m, err)
+		}
+	}
+	if n != 4 {
+		t.Errorf("%d pages in [0x2fff, 0x3001), want 2", n-2)
+	}
+	for m, err := range as.Mappings(t.Context(), 0x3000, 0x3000) {
+		t.Errorf("in an empty range: %+v, %v", m, err)
+	}
 }
 
 func TestStaleness(t *testing.T) {
@@ -287,6 +299,41 @@ func TestStaleness(t *testing.T) {
 	as.Flush()
 	if got := phys(0x3000); got != 0 {
 		t.Errorf("after Flush: %v", got)
+	}
+}
+
+// Large reads and views go by the kept last-level table: a Flush ends that too.
+func TestStalenessOfTables(t *testing.T) {
+	b := newTables(1 << 20)
+	for i := range uint64(4) {
+		b.leaf(i<<12, 1, (0x80000+i<<12)|7)
+		b.ram[0x80000+i<<12] = 'o'
+	}
+	as := New(mappedFlat{b.ram}, b.root())
+	p := make([]byte, 0x4000)
+	read := func() byte {
+		t.Helper()
+		if n, err := as.ReadVirt(p, 0); n != len(p) || err != nil {
+			t.Fatalf("ReadVirt = %#x, %v", n, err)
+		}
+		v, err := as.View(0, 1<<20)
+		if err != nil || len(v) != 0x4000 || v[0] != p[0] || p[0] != p[0x3000] {
+			t.Fatalf("View = %#x bytes, %v", len(v), err)
+		}
+		return p[0]
+	}
+	if got := read(); got != 'o' {
+		t.Fatalf("read %q", got)
+	}
+	// All new tables, from the top.
+	b.put(b.top, 0)
+	for i := range uint64(4) {
+		b.leaf(i<<12, 1, (0x90000+i<<12)|7)
+		b.ram[0x90000+i<<12] = 'n'
+	}
+	as.Flush()
+	if got := read(); got != 'n' {
+		t.Errorf("after Flush: read %q", got)
 	}
 }
 
