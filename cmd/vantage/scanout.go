@@ -99,8 +99,8 @@ func (o *scanOutput) finding(f *node.Finding) error {
 		// Data is escaped by the scanner already.
 		fmt.Fprintf(w, "    %s at %s: %s\n", term.Escape(s.Name), at, o.fit(s.Data, len(s.Name)+len(at)+10))
 	}
-	if more := f.StringsTotal - min(len(f.Strings), shownStrings); more > 0 {
-		fmt.Fprintf(w, "    … and %d more matches (--json lists them)\n", more)
+	if len(f.Strings) > shownStrings || f.StringsTruncated {
+		fmt.Fprintln(w, "    … and more matches (--json lists them)")
 	}
 	return nil
 }
