@@ -9,7 +9,7 @@ const (
 	// MaxData is how many matching bytes a String shows.
 	MaxData = 64
 	// MaxStrings is how many matches a Finding lists, the first in order of
-	// address; StringsTotal counts the others too.
+	// address.
 	MaxStrings = 64
 )
 
@@ -35,8 +35,9 @@ type Finding struct {
 	// Strings are the matches in order of address, at most MaxStrings. It is
 	// empty for a rule whose condition needs none; the addresses above are then
 	// those of the extent.
-	Strings      []String `json:"strings"`
-	StringsTotal int      `json:"strings_total"`
+	Strings []String `json:"strings"`
+	// StringsTruncated says that there are, or may be, more.
+	StringsTruncated bool `json:"strings_truncated,omitempty"`
 }
 
 // String is one place where a string of a rule matched.

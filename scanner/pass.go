@@ -79,6 +79,9 @@ func (p *secondPass) rule(sc *yara.ScanContext, r *yara.Rule) (bool, error) {
 	if h == nil {
 		return false, nil
 	}
+	if len(h.matches) >= MaxStrings {
+		return false, nil
+	}
 	var found []match
 	for k, s := range r.Strings() {
 		kept := 0
@@ -91,8 +94,8 @@ func (p *secondPass) rule(sc *yara.ScanContext, r *yara.Rule) (bool, error) {
 				continue
 			}
 			if kept == MaxStrings {
-				h.total++
-				continue
+				h.more = true
+				break
 			}
 			v := look(&m)
 			if v.private {
@@ -106,15 +109,32 @@ func (p *secondPass) rule(sc *yara.ScanContext, r *yara.Rule) (bool, error) {
 				mm.str = k
 				found = append(found, mm)
 				kept++
-				h.total++
 			}
 		}
 	}
-	if room := MaxStrings - len(h.matches); room > 0 {
-		sortMatches(found)
-		h.matches = append(h.matches, found[:min(room, len(found))]...)
+	sortMatches(found)
+	if room := MaxStrings - len(h.matches); len(found) > room {
+		found, h.more = found[:room], true
 	}
+	h.matches = append(h.matches, found...)
 	return false, nil
+}
+
+// full reports whether no rule needs more matches.
+func (p *secondPass) full() bool {
+	for _, h := range p.want {
+		if len(h.matches) < MaxStrings {
+			return false
+		}
+	}
+	return true
+}
+
+// more says of all rules that they may have more matches.
+func (p *secondPass) more() {
+	for _, h := range p.want {
+		h.more = true
+	}
 }
 
 // matchView is what go-yara's Match has but does not tell.

@@ -151,7 +151,7 @@ func (s *scan) finding(e *extent, h *hit, ms []match) Finding {
 	f := Finding{
 		VM: s.opts.VM, Rule: info.name, Namespace: info.namespace, Tags: info.tags, Meta: info.meta,
 		PID: e.subject.pid, Comm: e.subject.comm,
-		Strings: make([]String, 0, len(ms)), StringsTotal: max(h.total-(len(h.matches)-len(ms)), len(ms)),
+		Strings: make([]String, 0, len(ms)), StringsTruncated: h.more,
 		PhysAddr: e.physOf(first),
 	}
 	for _, m := range ms {

@@ -20,7 +20,7 @@ type result struct {
 type hit struct {
 	set, rule int
 	matches   []match // in order of address, at most MaxStrings
-	total     int
+	more      bool    // there are, or may be, more
 }
 
 // match is where a string matched.

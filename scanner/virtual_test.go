@@ -38,7 +38,7 @@ func TestStringCrossesFrames(t *testing.T) {
 		f.Offset != pageSize-5 || *f.VirtAddr != at || f.PhysAddr != wantPhys {
 		t.Errorf("finding: %+v", f)
 	}
-	if len(f.Strings) != 1 || f.StringsTotal != 1 {
+	if len(f.Strings) != 1 || f.StringsTruncated {
 		t.Fatalf("strings: %+v", f.Strings)
 	}
 	if g := f.Strings[0]; g.Name != "$n" || g.Offset != f.Offset || *g.VirtAddr != at || g.PhysAddr != wantPhys ||

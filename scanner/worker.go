@@ -15,10 +15,16 @@ import (
 
 const (
 	// window is how much of an extent is gone over at once to list matches. It
-	// bounds how many matches libyara keeps at a time.
-	window = 256 << 10
-	// windowBefore is shown before a window: see lookbehind.
+	// bounds how many matches libyara keeps at a time: at about 80 bytes for
+	// each, a string that matches at every byte takes 5 MiB.
+	window = 64 << 10
+	// windowBefore and windowBehind are what is shown around a window: see
+	// lookbehind, and Overlap, which has room to spare.
 	windowBefore = 64
+	windowBehind = 8 << 10
+	// retryWindow is how much of an extent is tried at once after libyara failed
+	// on the whole.
+	retryWindow = 256 << 10
 	// noTryCatch is libyara's SCAN_FLAGS_NO_TRYCATCH, which go-yara has no name
 	// for: no signal handlers.
 	noTryCatch yara.ScanFlags = 4
@@ -34,6 +40,10 @@ type worker struct {
 
 func newWorker(mem hypervisor.Memory, rules *Rules, opts Options) (*worker, error) {
 	w := &worker{opts: opts, rules: rules, buf: newBuffer(mem, opts.extentSize)}
+	// The bytes of a match are taken from the buffer; libyara need keep none.
+	if err := yara.SetConfiguration(yara.ConfigMaxMatchData, 1); err != nil {
+		return nil, fmt.Errorf("set up libyara: %w", err)
+	}
 	for _, s := range rules.sets {
 		sc, err := yara.NewScanner(s.yr)
 		if err != nil {
@@ -101,14 +111,14 @@ func (w *worker) scanSet(ctx context.Context, e *extent, set int, data []byte, r
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	matched := first.rules
 	if err != nil {
 		// One place that libyara cannot cope with must not hide the rest of the
 		// extent: try it in windows, each for itself.
-		if matched, err = w.retry(ctx, e, set, data, res, err); err != nil {
+		if first, err = w.retry(ctx, e, set, data, res, err); err != nil {
 			return err
 		}
 	}
+	matched := slices.Compact(slices.Sorted(slices.Values(first.rules)))
 	if len(matched) == 0 {
 		return nil
 	}
@@ -143,10 +153,10 @@ func (w *worker) define(e *extent, set int) error {
 
 // windows calls f with each window of data: its bounds, and those of what
 // libyara is shown for it.
-func windows(data []byte, f func(from, to, showFrom, showTo int) error) error {
-	for from := 0; from < len(data); from += window {
-		to := min(from+window, len(data))
-		if err := f(from, to, max(from-windowBefore, 0), min(to+Overlap, len(data))); err != nil {
+func windows(data []byte, size int, f func(from, to, showFrom, showTo int) error) error {
+	for from := 0; from < len(data); from += size {
+		to := min(from+size, len(data))
+		if err := f(from, to, max(from-windowBefore, 0), min(to+windowBehind, len(data))); err != nil {
 			return err
 		}
 	}
@@ -154,18 +164,18 @@ func windows(data []byte, f func(from, to, showFrom, showTo int) error) error {
 }
 
 // retry scans in windows what could not be scanned as a whole because of cause.
-// It returns the rules that matched in any.
-func (w *worker) retry(ctx context.Context, e *extent, set int, data []byte, res *result, cause error) ([]int, error) {
-	if len(data) <= window {
+// It returns what matched in any.
+func (w *worker) retry(ctx context.Context, e *extent, set int, data []byte, res *result, cause error) (*firstPass, error) {
+	if len(data) <= retryWindow {
 		w.fail(e, res, []failure{{0, len(data), cause}})
-		return nil, nil
+		return &firstPass{}, nil
 	}
 	sc := w.scanners[set]
 	sc.SetTimeout(time.Second)
 	defer sc.SetTimeout(wholeSeconds(w.opts.Timeout))
 	pass := &firstPass{set: w.rules.sets[set]}
 	var failed []failure
-	err := windows(data, func(from, to, showFrom, showTo int) error {
+	err := windows(data, retryWindow, func(from, to, showFrom, showTo int) error {
 		pass.shown = showFrom
 		err := w.run(ctx, set, data[showFrom:showTo], yara.ScanFlagsFastMode, pass)
 		if ctx.Err() != nil {
@@ -181,7 +191,7 @@ func (w *worker) retry(ctx context.Context, e *extent, set int, data []byte, res
 	}
 	w.opts.Logger.Debug("extent scanned in windows", "addr", e.base(), "kind", e.subject.kind, "err", cause)
 	w.fail(e, res, failed)
-	return slices.Compact(slices.Sorted(slices.Values(pass.rules))), nil
+	return pass, nil
 }
 
 // failure is a part of a buffer that libyara failed on.
@@ -210,21 +220,40 @@ func (w *worker) fail(e *extent, res *result, failed []failure) {
 	}
 }
 
-// list goes over data once more for the places of all matches.
+// errListed ends a listing early.
+var errListed = errors.New("enough is listed")
+
+// list goes over data once more for the places of matches, until each rule has
+// MaxStrings of them or time is up.
 func (w *worker) list(ctx context.Context, e *extent, set int, data []byte, pass *secondPass) error {
-	return windows(data, func(from, to, showFrom, showTo int) error {
+	sc := w.scanners[set]
+	limit := wholeSeconds(w.opts.Timeout)
+	defer sc.SetTimeout(limit)
+	start := time.Now()
+	err := windows(data, window, func(from, to, showFrom, showTo int) error {
 		pass.from, pass.to, pass.shown = from, to, showFrom
 		pass.next = 0
-		err := w.run(ctx, set, data[showFrom:showTo], 0, pass)
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if err != nil {
+		sc.SetTimeout(time.Second)
+		if err := w.run(ctx, set, data[showFrom:showTo], 0, pass); err != nil && ctx.Err() == nil {
 			// That the rules matched is known, only not all the places.
+			pass.more()
 			w.problem(e, from, fmt.Errorf("not all places of matches are listed: %w", err))
+		}
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case to == len(data):
+			return nil
+		case pass.full() || time.Since(start) > limit:
+			pass.more()
+			return errListed
 		}
 		return nil
 	})
+	if errors.Is(err, errListed) {
+		return nil
+	}
+	return err
 }
 
 // problem notes err at offset off of the buffer.
@@ -250,12 +279,13 @@ func (w *worker) collect(e *extent, matched []int, first *firstPass, second *sec
 			}) {
 				mm.str = m.str
 				h.matches = append(h.matches, mm)
-				h.total++
 			}
 		}
 		sortMatches(h.matches)
-		h.matches = h.matches[:min(len(h.matches), MaxStrings)]
-		if len(h.matches) == 0 && (first.saw[r] || second.saw[r] || !w.speaksFor(e)) {
+		if len(h.matches) > MaxStrings {
+			h.matches, h.more = h.matches[:MaxStrings], true
+		}
+		if len(h.matches) == 0 && !h.more && (first.saw[r] || second.saw[r] || !w.speaksFor(e)) {
 			// All its strings belong to a neighbour, or lie across a hole.
 			continue
 		}
