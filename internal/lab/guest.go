@@ -128,8 +128,9 @@ func (g *Guest) failure(err error) error {
 			err = fmt.Errorf("%w: %w", err, g.proc.waitErr)
 		}
 	}
+	// A kernel panic alone is some 50 lines.
 	return &GuestError{Name: g.cfg.Name, Err: err,
-		Console: tail(g.Console(), 40), Stderr: tail(g.proc.stderr.String(), 10)}
+		Console: tail(g.Console(), 100), Stderr: tail(g.proc.stderr.String(), 10)}
 }
 
 // Name returns the guest's name.

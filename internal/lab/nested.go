@@ -62,7 +62,7 @@ type NestedResult struct {
 // error: see NestedResult. The error is a *GuestError with the outer console's
 // tail when the guest did not come up or the binary did not end in time.
 //
-// Tests use it through labtest.Nested.
+// Tests use it through labtest.NestedGroup.
 func RunNested(ctx context.Context, cfg NestedConfig) (*NestedResult, error) {
 	if cfg.Memory == 0 {
 		cfg.Memory = 3 * GiB

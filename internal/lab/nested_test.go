@@ -9,14 +9,16 @@ import (
 	"github.com/vantage-vmi/vantage/internal/lab/labtest"
 )
 
-// TestNested runs the tests below in a guest that has KVM with nested paging.
+// In a guest that has KVM with nested paging.
 func TestNested(t *testing.T) {
 	k := labtest.Kernel(t, lab.Bookworm)
-	labtest.Nested(t, "^TestInner", lab.NestedConfig{InnerKernel: k})
+	labtest.NestedGroup(t, lab.NestedConfig{InnerKernel: k}, func(t *testing.T) {
+		t.Run("kvm", innerKVM)
+		t.Run("boot", innerBoot)
+	})
 }
 
-func TestInnerKVM(t *testing.T) {
-	labtest.OnlyNested(t)
+func innerKVM(t *testing.T) {
 	npt, err := os.ReadFile("/sys/module/kvm_amd/parameters/npt")
 	if err != nil {
 		t.Fatal(err)
@@ -33,8 +35,7 @@ func TestInnerKVM(t *testing.T) {
 
 // A guest under the inner KVM boots as one here does. Its serial line gives
 // about a kilobyte a second, hence quiet and no truth program.
-func TestInnerBoot(t *testing.T) {
-	labtest.OnlyNested(t)
+func innerBoot(t *testing.T) {
 	g := labtest.Boot(t, lab.Config{
 		Name: "inner", Kernel: labtest.Kernel(t, lab.Bookworm), Accel: "kvm",
 		Memory: 256 * lab.MiB, Shared: true, QMP: true, KASLR: true, Append: "quiet",

@@ -116,11 +116,9 @@ static pid_t make(FILE *out, const struct spec *s)
 			 * that PID 1 becomes theirs. */
 			if (unshare(CLONE_NEWTIME))
 				die("unshare time");
-			pid = fork();
-			if (pid) {
-				dprintf(p[1], "%d\n", pid);
+			if (fork())
 				_exit(0);
-			}
+			dprintf(p[1], "%d\n", getpid());
 		}
 		child(s, p[1]);
 	}

@@ -39,6 +39,11 @@ void json_bytes(FILE *out, const char *p, size_t n);
 void json_string(FILE *out, const char *key, const char *value);
 char *slurp(const char *path, size_t *n);
 
+/* kernel.c: what the kernel is */
+void report_modules(FILE *out);
+void report_symbols(FILE *out);
+void report_iomem(FILE *out);
+
 /* make.c: what this program makes */
 void make_all(FILE *out);
 pid_t make_idle(const char *path, const char *comm, struct slot *ready);

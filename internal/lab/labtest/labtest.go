@@ -84,6 +84,6 @@ func Boot(t testing.TB, cfg lab.Config) *lab.Guest {
 
 func showConsole(t testing.TB, g *lab.Guest) {
 	if t.Failed() {
-		t.Logf("console of guest %s:\n%s", g.Name(), g.ConsoleTail(30))
+		t.Logf("console of guest %s:\n%s", g.Name(), g.ConsoleTail(60))
 	}
 }

@@ -1,10 +1,10 @@
 package labtest
 
 import (
-	"bytes"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/vantage-vmi/vantage/internal/lab"
@@ -13,49 +13,63 @@ import (
 // InsideNested reports whether this test binary runs in the guest of Nested.
 func InsideNested() bool { return os.Getenv(lab.EnvNested) != "" }
 
-// Nested runs tests of the calling package, those whose names match the regular
-// expression run, inside a guest with real KVM and nested paging
-// (lab.RunNested), and reports each of them as a subtest of t. Kernel defaults
-// to bookworm's; Binary is built here, without cgo, unless it is set; InnerKernel
-// must be set for tests that boot guests there.
+// NestedGroup runs the tests that fn starts (with t.Run) inside a guest with
+// real KVM and nested paging (lab.RunNested) and reports each of them as a
+// subtest of t, a top-level test. Kernel defaults to bookworm's; Binary is built
+// here, without cgo, unless it is set; InnerKernel must be set for tests that
+// boot guests there.
 //
-//	func TestNested(t *testing.T) {
+//	func TestUnderKVM(t *testing.T) {
 //		k := labtest.Kernel(t, lab.Bookworm)
-//		labtest.Nested(t, "^TestInner", lab.NestedConfig{InnerKernel: k})
-//	}
-//
-//	func TestInnerRegisters(t *testing.T) {
-//		labtest.OnlyNested(t)
-//		g := labtest.Boot(t, lab.Config{Kernel: labtest.Kernel(t, lab.Bookworm), Accel: "kvm", …})
+//		labtest.NestedGroup(t, lab.NestedConfig{InnerKernel: k}, func(t *testing.T) {
+//			t.Run("registers", func(t *testing.T) {
+//				g := labtest.Boot(t, lab.Config{Kernel: k, Accel: "kvm", Append: "quiet", …})
+//				…
+//			})
+//		})
 //	}
 //
 // A test that skips inside is one that skips here, and on CI one that fails.
+// cfg is not used inside.
+func NestedGroup(t *testing.T, cfg lab.NestedConfig, fn func(t *testing.T)) {
+	t.Helper()
+	if InsideNested() {
+		fn(t)
+		return
+	}
+	runNested(t, "^"+t.Name()+"$", t.Name()+"/", cfg)
+}
+
+// Nested is NestedGroup for whole test functions of the calling package, those
+// whose names match the regular expression run and that call OnlyNested.
 func Nested(t *testing.T, run string, cfg lab.NestedConfig) {
 	t.Helper()
 	if InsideNested() {
 		t.Skip("runs on the outside of the nested bed")
 	}
+	runNested(t, run, "", cfg)
+}
+
+// runNested reports the tests whose names begin with prefix, without it.
+func runNested(t *testing.T, run, prefix string, cfg lab.NestedConfig) {
+	t.Helper()
 	if cfg.Kernel == nil {
 		cfg.Kernel = Kernel(t, lab.Bookworm)
 	}
 	if cfg.Binary == "" {
-		cfg.Binary = filepath.Join(t.TempDir(), "nested.test")
-		cmd := exec.CommandContext(t.Context(), "go", "test", "-c", "-o", cfg.Binary, ".")
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
-		var out bytes.Buffer
-		cmd.Stdout, cmd.Stderr = &out, &out
-		if err := cmd.Run(); err != nil {
-			t.Fatalf("build the nested test binary: %v\n%s", err, out.String())
-		}
+		cfg.Binary = buildTest(t)
 	}
 	cfg.Args = append(cfg.Args, "-test.run="+run)
 	r, err := lab.RunNested(t.Context(), cfg)
 	check(t, err)
-	if len(r.Tests) == 0 {
-		t.Errorf("no test matched %s inside; the binary printed:\n%s", run, r.Output)
-	}
+	n := 0
 	for _, nt := range r.Tests {
-		t.Run(nt.Name, func(t *testing.T) {
+		name, ok := strings.CutPrefix(nt.Name, prefix)
+		if !ok {
+			continue
+		}
+		n++
+		t.Run(name, func(t *testing.T) {
 			switch nt.Outcome {
 			case lab.OutcomePass:
 				if nt.Output != "" {
@@ -68,11 +82,34 @@ func Nested(t *testing.T, run string, cfg lab.NestedConfig) {
 			}
 		})
 	}
-	if t.Failed() || !r.Passed {
-		const most = 8 << 10
-		out := r.Console
-		t.Errorf("end of the outer guest's console:\n%s", out[max(0, len(out)-most):])
+	if n == 0 || !r.Passed {
+		t.Errorf("%d tests ran inside, passed: %v; the outer guest's console ends:\n%s",
+			n, r.Passed, lastBytes(r.Console, 16<<10))
 	}
+}
+
+// buildTest builds the calling package's test binary (go test runs tests in the
+// package's folder) so that it needs nothing but a kernel.
+func buildTest(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "nested.test")
+	cmd := exec.CommandContext(t.Context(), "go", "test", "-c", "-o", path, ".")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build the nested test binary: %v\n%s", err, out)
+	}
+	return path
+}
+
+// lastBytes returns the end of s, control bytes other than line feeds and tabs
+// replaced: it goes to a terminal.
+func lastBytes(s string, n int) string {
+	return strings.Map(func(r rune) rune {
+		if r < 0x20 && r != '\n' && r != '\t' || r == 0x7f {
+			return '?'
+		}
+		return r
+	}, s[max(0, len(s)-n):])
 }
 
 // OnlyNested skips a test that makes sense only inside the guest of Nested. It
