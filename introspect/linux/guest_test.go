@@ -14,9 +14,6 @@ import (
 
 func TestMain(m *testing.M) { labtest.Main(m) }
 
-// suites are the kernels of the tests: 5.10, 6.1, 6.12 and 7.x.
-var suites = []lab.Suite{lab.Bullseye, lab.Bookworm, lab.Trixie, lab.Sid}
-
 // bootTruth returns the shared guest of a suite, which says what it is.
 func bootTruth(t testing.TB, suite lab.Suite) *lab.Guest {
 	t.Helper()
