@@ -184,16 +184,24 @@ func TestAVMLZeroBlocks(t *testing.T) {
 }
 
 func TestAVMLDamagedChunk(t *testing.T) {
-	b := encodeAVML(piece{0, pattern(0, 1<<20)})
-	b[len(b)-100] ^= 1 // in the last chunk
-	vm := open(t, writeFile(t, "x.avml", b))
-	p := make([]byte, 1<<20)
-	n, err := vm.ReadPhys(p, 0)
-	if n != 15<<16 || !errors.Is(err, hypervisor.ErrUnreadable) || !bytes.Equal(p[:n], pattern(0, n)) {
-		t.Errorf("ReadPhys = %#x, %v", n, err)
-	}
-	if _, err := vm.ReadPhys(p[:8], 15<<16); !errors.Is(err, hypervisor.ErrUnreadable) {
-		t.Errorf("once more: %v", err)
+	data := pattern(0, 1<<20)
+	const chunk = 32 + 10 // the first one: its header, its checksum, its data
+	for name, at := range map[string]int{"checksum": chunk + 4, "data": chunk + 4 + 4 + 100} {
+		b := encodeAVML(piece{0, data})
+		b[at] ^= 1
+		vm := open(t, writeFile(t, "x.avml", b))
+		p := make([]byte, 1<<20)
+		for range 2 {
+			n, err := vm.ReadPhys(p, 0)
+			var bad *hypervisor.AddressError
+			if n != 0 || !errors.Is(err, hypervisor.ErrUnreadable) || !errors.As(err, &bad) || !strings.Contains(err.Error(), "checksum") {
+				t.Errorf("%s: ReadPhys = %#x, %v", name, n, err)
+			}
+		}
+		// The damage is that chunk's alone.
+		if got := readAll(t, vm, 1<<16, 15<<16); !bytes.Equal(got, data[1<<16:]) {
+			t.Errorf("%s: the rest is wrong", name)
+		}
 	}
 }
 

@@ -40,6 +40,30 @@ func compare(t *testing.T, as *AddressSpace, ref reference, va uint64) {
 	}
 }
 
+// compareRead reads some pages from va on both ways.
+func compareRead(t *testing.T, as *AddressSpace, ref reference, va uint64) {
+	t.Helper()
+	p := make([]byte, 5*hypervisor.PageSize)
+	n, err := as.ReadVirt(p, hypervisor.VirtAddr(va))
+	for i := range p {
+		at := va + uint64(i)
+		want := ref.translate(at)
+		if at < va || want.kind != 0 || want.phys >= uint64(len(ref.ram)) {
+			if i != n || err == nil {
+				t.Fatalf("%+v: ReadVirt(%#x) = %d, %v; byte %d is not there", as.root, va, n, err, i)
+			}
+			break
+		}
+		if i >= n || p[i] != ref.ram[want.phys] {
+			t.Fatalf("%+v: ReadVirt(%#x) = %d, %v; byte %d is wrong", as.root, va, n, err, i)
+		}
+	}
+	v, err := as.View(hypervisor.VirtAddr(va), uint64(len(p)))
+	if err == nil && (len(v) == 0 || len(v) > n || string(v) != string(p[:len(v)])) {
+		t.Fatalf("%+v: View(%#x) = %d bytes, not what ReadVirt reads", as.root, va, len(v))
+	}
+}
+
 // randomTables fills RAM of pages with entries of which most lead somewhere.
 func randomTables(rng *rand.Rand, pages int, wide bool) []byte {
 	ram := make([]byte, pages*hypervisor.PageSize)
@@ -115,15 +139,21 @@ func checkRandomTables(t *testing.T, mode, opts, width uint8, seed, va uint64) {
 	root.CR3 = hypervisor.PhysAddr(rng.IntN(25)<<12 | rng.IntN(4096))
 	ref := reference{ram: ram, root: root}
 	var mem hypervisor.Memory = flat(ram)
-	if opts&4 != 0 {
+	switch opts >> 2 % 3 {
+	case 1:
 		mem = mappedFlat{ram}
+	case 2:
+		mem = splitFlat{ram}
 	}
 	as := New(mem, root, WithMaxTables(64), WithMaxMappings(4096))
 	compare(t, as, ref, va)
-	for range 40 {
+	for i := range 40 {
 		a := randomAddress(rng, root.Mode)
 		compare(t, as, ref, a)
 		compare(t, as, ref, a^1) // from the TLB
+		if i%8 == 0 {
+			compareRead(t, as, ref, a)
+		}
 	}
 	last, first := hypervisor.VirtAddr(0), true
 	lo := hypervisor.VirtAddr(randomAddress(rng, root.Mode))

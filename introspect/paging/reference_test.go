@@ -34,6 +34,19 @@ func (m mappedFlat) MapPhys(gpa hypervisor.PhysAddr, limit uint64) ([]byte, erro
 	return m.flat[gpa:][:min(limit, uint64(len(m.flat))-uint64(gpa))], nil
 }
 
+// splitFlat is flat with a Mapper whose views end at odd places, as those of a
+// memory file in many pieces do; views of some pages fail.
+type splitFlat struct{ flat }
+
+func (m splitFlat) MapPhys(gpa hypervisor.PhysAddr, limit uint64) ([]byte, error) {
+	const piece = 0x2a40
+	if uint64(gpa) >= uint64(len(m.flat)) || gpa.Frame()%7 == 3 {
+		return nil, &hypervisor.AddressError{Op: "map", Addr: gpa, Err: hypervisor.ErrNotRAM}
+	}
+	end := min((uint64(gpa)/piece+1)*piece, uint64(len(m.flat)))
+	return m.flat[gpa:min(end, uint64(gpa)+limit)], nil
+}
+
 // reference is a second walker, as plain as can be, written down from the
 // tables of the SDM mode by mode, to compare the real one with.
 type reference struct {

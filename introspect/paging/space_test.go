@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 
@@ -70,6 +71,56 @@ func TestRootFromRegisters(t *testing.T) {
 			t.Errorf("%s: %+v, %v; want %+v, %v", c.name, got, err, c.want, c.err)
 		}
 	}
+}
+
+// Each bit that must be zero, one by one (Intel SDM 3A, tables 4-4 to 4-20).
+func TestReservedBits(t *testing.T) {
+	const large = 1 << 7
+	for _, c := range []struct {
+		name     string
+		root     Root
+		level    int
+		entry    uint64
+		reserved []int // bits; all others of 63:1 must pass, PS aside
+	}{
+		{"PTE", Root{Mode: Mode4Level, NX: true}, 1, 1, nil},
+		{"PTE, no NX", Root{Mode: Mode4Level}, 1, 1, []int{63}},
+		{"PTE, 46 bits", Root{Mode: Mode4Level, NX: true, PhysBits: 46}, 1, 1, span(46, 51)},
+		{"PDE of 2 MiB", Root{Mode: Mode4Level, NX: true}, 2, 1 | large, span(13, 20)},
+		{"PDPTE of 1 GiB", Root{Mode: Mode4Level, NX: true}, 3, 1 | large, span(13, 29)},
+		{"PDPTE of 1 GiB, 40 bits", Root{Mode: Mode5Level, NX: true, PhysBits: 40}, 3, 1 | large, append(span(13, 29), span(40, 51)...)},
+		{"PDE of 4 MiB", Root{Mode: Mode32, PSE: true}, 2, 1 | large, []int{21}},
+		{"PDE of 4 MiB, 36 bits", Root{Mode: Mode32, PSE: true, PhysBits: 36}, 2, 1 | large, span(17, 21)},
+		{"PAE PTE", Root{Mode: ModePAE, NX: true}, 1, 1, span(52, 62)},
+		{"PAE PDE of 2 MiB", Root{Mode: ModePAE, NX: true}, 2, 1 | large, append(span(13, 20), span(52, 62)...)},
+		{"PAE PDE", Root{Mode: ModePAE, NX: true}, 2, 1, span(52, 62)},
+		{"PAE PDPTE", Root{Mode: ModePAE, NX: true}, 3, 1, append([]int{1, 2, 6, 7, 8}, span(52, 63)...)},
+		{"PDE", Root{Mode: Mode4Level}, 2, 1, []int{63}},
+		{"PML4E", Root{Mode: Mode4Level, NX: true}, 4, 1, []int{7}},
+		{"PML5E", Root{Mode: Mode5Level, NX: true, PhysBits: 50}, 5, 1, []int{7, 50, 51}},
+	} {
+		l, err := newLayout(c.root)
+		if err != nil {
+			t.Fatal(err)
+		}
+		i := slices.IndexFunc(l.levels, func(lv level) bool { return lv.number == c.level })
+		for bit := 1; bit < 64; bit++ {
+			if bit == 7 && c.level < 4 && !slices.Contains(c.reserved, 7) || c.root.Mode == Mode32 && bit > 31 {
+				continue
+			}
+			got := l.decode(&l.levels[i], c.entry|1<<bit).kind == KindReserved
+			if want := slices.Contains(c.reserved, bit); got != want {
+				t.Errorf("%s: bit %d reserved: %v, want %v", c.name, bit, got, want)
+			}
+		}
+	}
+}
+
+func span(from, to int) (out []int) {
+	for i := from; i <= to; i++ {
+		out = append(out, i)
+	}
+	return out
 }
 
 func TestUnknownMode(t *testing.T) {
