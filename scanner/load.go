@@ -38,7 +38,8 @@ type RuleSource struct {
 // the folder of the file given.
 //
 // libyara trusts compiled files: one that was tampered with can run code in
-// this process. Load only those you made.
+// this process, and one that lost its last bytes can crash it. Load only those
+// you made.
 func FromPath(p string) RuleSource { return RuleSource{path: filepath.Clean(p)} }
 
 // FromFS is all *.yar and *.yara files in fsys; name stands for the folder in

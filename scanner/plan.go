@@ -116,9 +116,9 @@ func tidyAreas(areas []Area) ([]Area, []problem) {
 	})
 	out := areas[:0]
 	var end hypervisor.VirtAddr
-	for i, a := range areas {
+	for _, a := range areas {
 		a.Start, a.End = a.Start.Page(), (a.End + pageSize - 1).Page()
-		if i > 0 {
+		if len(out) > 0 {
 			if end == 0 {
 				break // the one before reaches the end of the address space
 			}
