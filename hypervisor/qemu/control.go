@@ -29,7 +29,7 @@ func (vm *VM) withQMP(ctx context.Context, what string, f func(context.Context, 
 		if err != nil {
 			return err
 		}
-		defer c.Close()
+		defer func() { _ = c.Close() }()
 		return f(ctx, c)
 	}()
 	if err == nil {

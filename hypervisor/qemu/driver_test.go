@@ -104,6 +104,12 @@ func TestOpenByName(t *testing.T) {
 	d := qemu.New(qemu.Options{})
 	const uuid = "8c6b3f1a-9a3e-4d4f-8d6b-3f0d3f9f1c77"
 	a := start(t, false, "-m", "32", "-S", "-name", "vantage-twin", "-uuid", uuid)
+	n := start(t, false, "-m", "32", "-S", "-name", "1073741825")
+	if vm, err := d.Open(t.Context(), "1073741825"); err != nil {
+		t.Error(err)
+	} else if vm.Info().PID != n.pid() || vm.Close() != nil {
+		t.Errorf("%+v", vm.Info())
+	}
 	for _, name := range []string{"vantage-twin", uuid, strings.ToUpper(uuid)} {
 		vm, err := d.Open(t.Context(), name)
 		if err != nil {
@@ -137,7 +143,7 @@ func TestNotFound(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	for _, target := range []string{"", "no-such-vm", "1", "0", "-5", strconv.Itoa(1 << 30), strconv.Itoa(sleep.Process.Pid),
 		strconv.Itoa(os.Getpid()), file, sock, filepath.Join(dir, "nothing")} {
 		if vm, err := d.Open(t.Context(), target); !errors.Is(err, hypervisor.ErrNotFound) {
@@ -165,7 +171,7 @@ func TestHeldSocket(t *testing.T) {
 	m := start(t, true, "-m", "64", "-name", "held")
 	m.settle()
 	c := hold(t, m.sock)
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	begin := time.Now()
 	if got := find(t, qemu.New(qemu.Options{}), m.pid()); got.State != hypervisor.StateUnknown {
 		t.Errorf("state %s of a VM whose monitor is held", got.State)
@@ -178,7 +184,7 @@ func TestHeldSocket(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer vm.Close()
+	defer func() { _ = vm.Close() }()
 	if vm.Info().PID != m.pid() {
 		t.Errorf("%+v", vm.Info())
 	}
@@ -232,7 +238,8 @@ func TestMonitorForms(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			m := start(t, false, append(tt.args, "-m", "32", "-S")...)
 			if tt.name == "second is free" {
-				defer hold(t, dir+"/d").Close()
+				c := hold(t, dir+"/d")
+				defer func() { _ = c.Close() }()
 			}
 			target := m.target()
 			if tt.path != "" {
@@ -242,7 +249,7 @@ func TestMonitorForms(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer vm.Close()
+			defer func() { _ = vm.Close() }()
 			if i := vm.Info(); i.PID != m.pid() || i.State != hypervisor.StatePaused {
 				t.Errorf("%+v", i)
 			}
@@ -260,7 +267,7 @@ func freePort(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	_, port, _ := net.SplitHostPort(l.Addr().String())
 	return port
 }
@@ -274,7 +281,7 @@ func TestForeignSocket(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	connected := make(chan struct{}, 1)
 	go func() {
 		if c, err := l.Accept(); err == nil {
@@ -376,6 +383,34 @@ func TestKilled(t *testing.T) {
 				t.Errorf("state %s after the end", s)
 			}
 		})
+	}
+}
+
+// The VM ends while it is opened, at any point of that.
+func TestKilledWhileOpening(t *testing.T) {
+	labtest.NeedRoot(t)
+	d := qemu.New(qemu.Options{})
+	for i := range 12 {
+		m := start(t, true, "-m", "64", "-S")
+		killed := make(chan struct{})
+		time.AfterFunc(time.Duration(i)*time.Millisecond, func() {
+			_ = m.cmd.Process.Kill()
+			close(killed)
+		})
+		for {
+			vm, err := d.Open(t.Context(), m.target())
+			if err != nil {
+				if !errors.Is(err, hypervisor.ErrGone) && !errors.Is(err, hypervisor.ErrNotFound) {
+					t.Errorf("Open of a VM that ends = %v", err)
+				}
+				break
+			}
+			if err := vm.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+		<-killed
+		m.kill()
 	}
 }
 

@@ -37,7 +37,7 @@ func TestInnerLinux(t *testing.T) {
 	labtest.OnlyNested(t)
 	g := labtest.Boot(t, lab.Config{
 		Name: "passive", Kernel: labtest.Kernel(t, lab.Bookworm), Accel: "kvm",
-		Memory: 256 * lab.MiB, CPUs: 2, Machine: lab.Q35, QMP: true, KASLR: true,
+		Memory: 256 * lab.MiB, QMP: true, KASLR: true,
 	})
 	regs := checkPassive(t, "passive", func(line string) string {
 		s, err := g.HMP(t.Context(), line)
@@ -56,7 +56,7 @@ func TestInnerLinux(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer vm.Close()
+	defer func() { _ = vm.Close() }()
 	if rs := vm.Ranges(); len(rs) != 1 || rs[0] != (hypervisor.Range{Start: 0, Size: 256 << 20}) {
 		t.Errorf("Ranges = %v", rs)
 	}
@@ -74,7 +74,7 @@ func TestInnerLinux(t *testing.T) {
 		}
 	}
 	paused, err := vm.(hypervisor.RegisterReader).Registers(t.Context())
-	if err != nil || len(paused) != 2 || paused[0].GDT != regs[0].GDT || paused[1].GDT != regs[1].GDT {
+	if err != nil || len(paused) != 1 || paused[0].GDT != regs[0].GDT {
 		t.Errorf("Registers by the monitor: %+v, %v", paused, err)
 	}
 }
@@ -86,7 +86,7 @@ func checkPassive(t *testing.T, target string, hmp func(string) string) []hyperv
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer vm.Close()
+	defer func() { _ = vm.Close() }()
 	rr, err := hypervisor.As[hypervisor.RegisterReader](vm)
 	if err != nil {
 		t.Fatal(err)
@@ -107,7 +107,7 @@ func checkPassive(t *testing.T, target string, hmp func(string) string) []hyperv
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer p.Close()
+	defer func() { _ = p.Close() }()
 	if masks, err := kvmrun.ValidRegs(p); err != nil || slices.Max(masks) != 0 {
 		t.Errorf("kvm_valid_regs is left at %#x, %v", masks, err)
 	}
@@ -155,7 +155,7 @@ func awaitBIOS(t *testing.T, m *machine) {
 	t.Helper()
 	vm := m.open(qemu.Options{NoQMP: true})
 	deadline := time.Now().Add(60 * time.Second)
-	for p := make([]byte, 1); p[0] != 0xea; time.Sleep(10 * time.Millisecond) {
+	for p := make([]byte, 1); p[0] != 0xea; <-time.After(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the firmware does not come up")
 		}

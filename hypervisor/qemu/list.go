@@ -66,7 +66,7 @@ func (d *Driver) look(ctx context.Context, pid int) (hypervisor.Info, error) {
 	if err != nil {
 		return hypervisor.Info{}, err
 	}
-	defer p.Close()
+	defer func() { _ = p.Close() }()
 	cfg, err := readConfig(p)
 	if err != nil {
 		return hypervisor.Info{}, err
@@ -82,7 +82,7 @@ func (d *Driver) look(ctx context.Context, pid int) (hypervisor.Info, error) {
 		d.log.Debug("state of VM is not known", "pid", pid, "error", err)
 		return info, nil
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	if s, err := queryState(ctx, c); err == nil {
 		info.State = s
 	}

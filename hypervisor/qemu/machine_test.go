@@ -110,7 +110,7 @@ func (m *machine) execute(cmd string) {
 	}
 }
 
-// stop waits until the firmware has found nothing to boot, by its halted vCPU,
+// settle waits until the firmware has found nothing to boot, by its halted vCPU,
 // and stops the machine.
 func (m *machine) settle() {
 	m.t.Helper()
@@ -120,7 +120,7 @@ func (m *machine) settle() {
 			m.execute("stop")
 			return
 		}
-		time.Sleep(20 * time.Millisecond) // TCG has no event for a halted vCPU
+		<-time.After(20 * time.Millisecond) // polls: a halted vCPU is no event
 	}
 	m.t.Fatal("the firmware did not come to rest")
 }
@@ -195,7 +195,7 @@ func socketPair(t testing.TB) (net.Conn, *os.File) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	c, err := net.Dial("unix", l.Addr().String())
 	if err != nil {
 		t.Fatal(err)

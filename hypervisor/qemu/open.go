@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"strconv"
 	"strings"
 	"time"
@@ -16,7 +17,8 @@ import (
 )
 
 // Open opens the VM that target names: a PID, the path of a QMP socket (with a
-// slash in it), or a name or UUID as QEMU's command line has it. The error
+// slash in it), or a name or UUID as QEMU's command line has it; a name that
+// looks like a PID or a path is found when no VM is there by that. The error
 // wraps hypervisor.ErrNotFound when there is none, and ErrAmbiguous when
 // several have the name.
 func (d *Driver) Open(ctx context.Context, target string) (hypervisor.VM, error) {
@@ -28,17 +30,27 @@ func (d *Driver) Open(ctx context.Context, target string) (hypervisor.VM, error)
 }
 
 func (d *Driver) open(ctx context.Context, target string) (*VM, error) {
+	var vm *VM
 	pid, err := strconv.Atoi(target)
 	switch {
 	case err == nil:
+		vm, err = d.openPID(ctx, pid)
 	case strings.Contains(target, "/"):
-		if pid, err = pidOfSocket(ctx, target); err != nil {
-			return nil, err
+		if pid, err = pidOfSocket(ctx, target); err == nil {
+			return d.openPID(ctx, pid)
 		}
 	default:
-		if pid, err = pidOfName(ctx, target); err != nil {
-			return nil, err
-		}
+		err = hypervisor.ErrNotFound
+	}
+	if !errors.Is(err, hypervisor.ErrNotFound) {
+		return vm, err
+	}
+	pid, nameErr := pidOfName(ctx, target)
+	if errors.Is(nameErr, hypervisor.ErrNotFound) {
+		return nil, err // says more than that there is no such name
+	}
+	if nameErr != nil {
+		return nil, nameErr
 	}
 	return d.openPID(ctx, pid)
 }
@@ -88,7 +100,10 @@ func (vm *VM) setup(ctx context.Context) error {
 		return err
 	}
 	vm.info = infoOf(vm.p, vm.cfg)
-	if id := vm.cfg.Encrypted(); id != "" {
+	if err := checkGuestArch(vm.p); err != nil {
+		return err
+	}
+	if vm.cfg.Encrypted() != "" {
 		return &hypervisor.NotSupportedError{
 			What: "the memory of an encrypted guest", Driver: DriverName,
 			Remedy: "start the VM without -machine confidential-guest-support",
@@ -131,6 +146,23 @@ func (vm *VM) setup(ctx context.Context) error {
 	return vm.setLayout(l, runs)
 }
 
+// checkGuestArch refuses QEMUs that emulate other processors than x86.
+func checkGuestArch(p *proc.Process) error {
+	exe, err := p.Readlink("exe")
+	if err != nil {
+		return err
+	}
+	_, arch, ok := strings.Cut(path.Base(exe), "qemu-system-")
+	if ok && !strings.HasPrefix(arch, "x86_64") && !strings.HasPrefix(arch, "i386") {
+		return &hypervisor.NotSupportedError{
+			What:   fmt.Sprintf("a guest of qemu-system-%.32s", arch),
+			Driver: DriverName,
+			Remedy: "only x86 guests can be looked into",
+		}
+	}
+	return nil
+}
+
 // monitorLayout asks QEMU where RAM lies.
 func (vm *VM) monitorLayout(ctx context.Context, expect *layout) (*layout, error) {
 	if vm.noQMP {
@@ -142,7 +174,7 @@ func (vm *VM) monitorLayout(ctx context.Context, expect *layout) (*layout, error
 	if err != nil {
 		return nil, err
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	v, err := inspect(ctx, c)
 	if err != nil {
 		return nil, err

@@ -214,7 +214,7 @@ func pidOfSocket(ctx context.Context, name string) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("no QEMU listens on %q: %w", name, errors.Join(hypervisor.ErrNotFound, err))
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	pid, err := peerPID(conn)
 	if err != nil {
 		return 0, err
@@ -231,7 +231,7 @@ func listensOn(pid int, want fs.FileInfo) bool {
 	if err != nil {
 		return false
 	}
-	defer p.Close()
+	defer func() { _ = p.Close() }()
 	fds, err := p.FDs()
 	if err != nil {
 		return false

@@ -85,7 +85,7 @@ func Registers(ctx context.Context, p *proc.Process) (regs []hypervisor.Register
 	for _, c := range cpus {
 		c.restore()
 	}
-	time.Sleep(settleFor)
+	time.Sleep(settleFor) //nolint:forbidigo // a store under way gives no sign of its end
 	for _, c := range cpus {
 		regs = append(regs, decode(c.page[offSyncRegs:], c.index))
 	}
@@ -222,7 +222,7 @@ func kick(ctx context.Context, p *proc.Process, threads []int, cpus []*vcpu) err
 			if err := ctx.Err(); err != nil {
 				return context.Cause(ctx)
 			}
-			time.Sleep(wait) // the page has no event to wait on
+			time.Sleep(wait) //nolint:forbidigo // polls: a memory page gives no event
 		}
 	}
 	return ErrNotRunning

@@ -35,7 +35,7 @@ func TestProcessEnds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer p.Close()
+	defer func() { _ = p.Close() }()
 	if p.StartTime == 0 || p.Check() != nil || p.CheckNow() != nil {
 		t.Errorf("start time %d, %v", p.StartTime, p.Check())
 	}
@@ -82,17 +82,17 @@ func TestOwnSockets(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	tl, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer tl.Close()
+	defer func() { _ = tl.Close() }()
 	p, err := Open(os.Getpid())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer p.Close()
+	defer func() { _ = p.Close() }()
 	find := func() (listening, connected, waiting int) {
 		all, err := p.UnixSockets()
 		if err != nil {
@@ -118,7 +118,7 @@ func TestOwnSockets(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	if a, b, c := find(); a != 1 || b != 0 || c != 1 {
 		t.Errorf("a client in wait: %d %d %d", a, b, c)
 	}
@@ -126,7 +126,7 @@ func TestOwnSockets(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer peer.Close()
+	defer func() { _ = peer.Close() }()
 	if a, b, c := find(); a != 1 || b != 1 || c != 0 {
 		t.Errorf("a client: %d %d %d", a, b, c)
 	}

@@ -152,7 +152,7 @@ func (p *Process) Ended() error {
 	}
 	fd, err := unix.Openat(p.dir, "stat", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err == nil {
-		defer unix.Close(fd)
+		defer func() { _ = unix.Close(fd) }()
 		b := make([]byte, 4096)
 		n, rerr := unix.Read(fd, b)
 		if rerr == nil && !Exiting(b[:n]) {

@@ -79,7 +79,7 @@ func TestClient(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	if c.Major != 7 || c.Minor != 2 || c.Micro != 22 {
 		t.Errorf("version %d.%d.%d", c.Major, c.Minor, c.Micro)
 	}
@@ -148,7 +148,7 @@ func TestEventFlood(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	if err := c.Execute(t.Context(), "stop", nil, nil); !errors.Is(err, ErrProtocol) {
 		t.Errorf("Execute = %v", err)
 	}
