@@ -80,8 +80,12 @@ func (p Process) Args() []string {
 // CgroupPath returns the path in the cgroup2 hierarchy.
 func (p Process) CgroupPath() string { return strings.TrimPrefix(string(p.Cgroup), "0::") }
 
-// Start returns when p started, as exactly as ticks allow.
+// Start returns when p started, as exactly as ticks allow; the zero time when
+// the guest did not say how long a tick is.
 func (s System) Start(p Process) time.Time {
+	if s.ClkTck <= 0 {
+		return time.Time{}
+	}
 	since := time.Duration(p.StartTicks) * time.Second / time.Duration(s.ClkTck)
 	return time.Unix(0, s.Realtime-s.Boottime).Add(since).UTC()
 }
