@@ -8,6 +8,7 @@ import (
 	"hash/crc32"
 	"io"
 	"slices"
+	"sync"
 
 	"github.com/klauspost/compress/snappy"
 
@@ -158,14 +159,35 @@ func (s *source) sortChunks(im *parsed) error {
 
 var errCRC = errors.New("checksum is wrong")
 
-// decompress reads chunk c from r and checks it.
-func (c chunk) decompress(r io.ReaderAt, castagnoli *crc32.Table) ([]byte, error) {
-	data := make([]byte, c.length)
-	if n, err := r.ReadAt(data, c.off); n < len(data) {
+// chunkReader decompresses chunks. It is safe for concurrent use.
+type chunkReader struct {
+	r          io.ReaderAt
+	castagnoli *crc32.Table
+	encoded    sync.Pool // of *[]byte, for what is read
+}
+
+func newChunkReader(r io.ReaderAt) *chunkReader {
+	return &chunkReader{
+		r: r, castagnoli: crc32.MakeTable(crc32.Castagnoli),
+		encoded: sync.Pool{New: func() any {
+			b := make([]byte, snappyMaxEncoded+snappyCRCSize)
+			return &b
+		}},
+	}
+}
+
+// read reads chunk c, decompresses and checks it.
+func (cr *chunkReader) read(c chunk) ([]byte, error) {
+	buf := cr.encoded.Get().(*[]byte)
+	defer cr.encoded.Put(buf)
+	data := (*buf)[:c.length]
+	if n, err := cr.r.ReadAt(data, c.off); n < len(data) {
 		return nil, fmt.Errorf("offset %#x: %w", c.off+int64(n), err)
 	}
 	sum, data := binary.LittleEndian.Uint32(data), data[snappyCRCSize:]
-	if c.kind == snappyCompressed {
+	if c.kind == snappyUncompressed {
+		data = slices.Clone(data)
+	} else {
 		// Again, for the file may have changed since it was indexed.
 		if n, err := snappy.DecodedLen(data); err != nil || uint64(n) != c.size {
 			return nil, fmt.Errorf("offset %#x: snappy chunk changed its length", c.off)
@@ -177,7 +199,7 @@ func (c chunk) decompress(r io.ReaderAt, castagnoli *crc32.Table) ([]byte, error
 		data = out
 	}
 	// The format keeps the sum rotated ("masked").
-	crc := crc32.Checksum(data, castagnoli)
+	crc := crc32.Checksum(data, cr.castagnoli)
 	if crc = (crc>>15 | crc<<17) + 0xa282ead8; crc != sum {
 		return nil, fmt.Errorf("offset %#x: snappy chunk: %w", c.off, errCRC)
 	}

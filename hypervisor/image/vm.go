@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"os"
 	"path/filepath"
 	"slices"
@@ -26,8 +25,8 @@ type file struct {
 	ranges []hypervisor.Range
 	info   hypervisor.Info
 
-	cache      *chunkCache // AVML only
-	castagnoli *crc32.Table
+	cache  *chunkCache // AVML only
+	chunks *chunkReader
 }
 
 // The kinds of VM that a file can be. A capability that is missing is missing
@@ -75,7 +74,7 @@ func (d *Driver) newVM(f *os.File, src *source, im *parsed, p params) (hyperviso
 	}}
 	if len(im.chunks) > 0 {
 		vm.cache = newChunkCache(d.cacheBytes)
-		vm.castagnoli = crc32.MakeTable(crc32.Castagnoli)
+		vm.chunks = newChunkReader(f)
 	} else if vm.data, err = d.mmap(f, src.size); err != nil {
 		// Some filesystems and devices cannot be mapped: then it is read.
 		d.log.Warn("memory file cannot be mapped, reading it", "path", src.path, "err", err)
@@ -205,7 +204,7 @@ func (v *file) readChunk(p []byte, at hypervisor.PhysAddr) (int, error) {
 	if c.kind == chunkMissing {
 		return 0, fmt.Errorf("%w: the file was cut before it", hypervisor.ErrUnreadable)
 	}
-	data, err := v.cache.get(i, int(c.size), func() ([]byte, error) { return c.decompress(v.f, v.castagnoli) })
+	data, err := v.cache.get(i, int(c.size), func() ([]byte, error) { return v.chunks.read(c) })
 	if err != nil {
 		return 0, fmt.Errorf("%w: %w", hypervisor.ErrUnreadable, err)
 	}
