@@ -11,7 +11,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 export VANTAGE_CACHE ?= $(CURDIR)/.cache
 export CGO_ENABLED = 1
 
-.PHONY: all build setup demo test lint bench fuzz clean help man
+.PHONY: all build setup demo test lint bench fuzz clean help
 
 all: build ## Build ./vantage
 

@@ -160,7 +160,9 @@ func (c Config) qemuArgs(monitorFD int, initrd, qmpSocket string) []string {
 			fmt.Sprintf("memory-backend-file,id=ram,size=%d,mem-path=%s,share=on", c.Memory, c.RAMPath))
 		machine += ",memory-backend=ram"
 	}
-	cmdline := "console=ttyS0 panic=-1"
+	// no_timer_check: on a busy machine the emulated timer can be so late that
+	// the kernel believes it to be broken, and panics.
+	cmdline := "console=ttyS0 panic=-1 no_timer_check"
 	if !c.KASLR {
 		cmdline += " nokaslr"
 	}
