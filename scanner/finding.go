@@ -8,8 +8,8 @@ import (
 const (
 	// MaxData is how many matching bytes a String shows.
 	MaxData = 64
-	// MaxStrings is how many matches a Finding lists, the first in order of
-	// address.
+	// MaxStrings is how many matches a Finding lists unless Options say
+	// otherwise, the first in order of address.
 	MaxStrings = 64
 )
 
@@ -32,7 +32,7 @@ type Finding struct {
 	// VirtAddr is nil in physical memory.
 	VirtAddr *hypervisor.VirtAddr `json:"virt_addr"`
 	PhysAddr hypervisor.PhysAddr  `json:"phys_addr"`
-	// Strings are the matches in order of address, at most MaxStrings. It is
+	// Strings are the matches in order of address, at most Options.MaxStrings. It is
 	// empty for a rule whose condition needs none; the addresses above are then
 	// those of the extent.
 	Strings []String `json:"strings"`

@@ -28,6 +28,8 @@ type Options struct {
 	// seconds; 0 is DefaultTimeout. Hostile bytes can make a regular expression
 	// slow.
 	Timeout time.Duration
+	// MaxStrings is how many matches a Finding lists; 0 is MaxStrings.
+	MaxStrings int
 	// OnFinding is given each finding as soon as all that precede it are known:
 	// in order of targets, areas, addresses and rules, the same on every run
 	// over the same bytes. It is called on the goroutine of Scan. An error ends
@@ -53,6 +55,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Timeout <= 0 {
 		o.Timeout = DefaultTimeout
+	}
+	if o.MaxStrings <= 0 {
+		o.MaxStrings = MaxStrings
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)

@@ -79,7 +79,7 @@ func (p *secondPass) rule(sc *yara.ScanContext, r *yara.Rule) (bool, error) {
 	if h == nil {
 		return false, nil
 	}
-	if len(h.matches) >= MaxStrings {
+	if len(h.matches) >= p.w.opts.MaxStrings {
 		return false, nil
 	}
 	var found []match
@@ -93,7 +93,7 @@ func (p *secondPass) rule(sc *yara.ScanContext, r *yara.Rule) (bool, error) {
 			if off < p.from {
 				continue
 			}
-			if kept == MaxStrings {
+			if kept == p.w.opts.MaxStrings {
 				h.more = true
 				break
 			}
@@ -113,7 +113,7 @@ func (p *secondPass) rule(sc *yara.ScanContext, r *yara.Rule) (bool, error) {
 		}
 	}
 	sortMatches(found)
-	if room := MaxStrings - len(h.matches); len(found) > room {
+	if room := p.w.opts.MaxStrings - len(h.matches); len(found) > room {
 		found, h.more = found[:room], true
 	}
 	h.matches = append(h.matches, found...)
@@ -123,7 +123,7 @@ func (p *secondPass) rule(sc *yara.ScanContext, r *yara.Rule) (bool, error) {
 // full reports whether no rule needs more matches.
 func (p *secondPass) full() bool {
 	for _, h := range p.want {
-		if len(h.matches) < MaxStrings {
+		if len(h.matches) < p.w.opts.MaxStrings {
 			return false
 		}
 	}

@@ -282,8 +282,8 @@ func (w *worker) collect(e *extent, matched []int, first *firstPass, second *sec
 			}
 		}
 		sortMatches(h.matches)
-		if len(h.matches) > MaxStrings {
-			h.matches, h.more = h.matches[:MaxStrings], true
+		if m := w.opts.MaxStrings; len(h.matches) > m {
+			h.matches, h.more = h.matches[:m], true
 		}
 		if len(h.matches) == 0 && !h.more && (first.saw[r] || second.saw[r] || !w.speaksFor(e)) {
 			// All its strings belong to a neighbour, or lie across a hole.
