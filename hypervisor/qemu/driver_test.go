@@ -261,6 +261,46 @@ func TestMonitorForms(t *testing.T) {
 	}
 }
 
+// libvirt listens itself, and QEMU inherits the socket: the listener's
+// credentials are not QEMU's.
+func TestInheritedMonitor(t *testing.T) {
+	labtest.NeedRoot(t)
+	sock := filepath.Join(tempDir(t), "monitor.sock")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: sock, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	f, err := l.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := startFiles(t, qemuBinary, false, []*os.File{f}, "-m", "32", "-S",
+		"-chardev", "socket,id=charmonitor,fd=4,server=on,wait=off", "-mon", "chardev=charmonitor,id=monitor,mode=control")
+	_ = f.Close()
+	_ = l.Close()
+	for _, target := range []string{m.target(), sock} {
+		vm, err := qemu.New(qemu.Options{}).Open(t.Context(), target)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i := vm.Info(); i.PID != m.pid() || i.State != hypervisor.StatePaused {
+			t.Errorf("%+v", i)
+		}
+		_ = vm.Close()
+	}
+	c := hold(t, sock)
+	defer func() { _ = c.Close() }()
+	vm, err := qemu.New(qemu.Options{}).Open(t.Context(), sock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = vm.Close() }()
+	if err := vm.(hypervisor.Pauser).Pause(t.Context()); !errors.Is(err, hypervisor.ErrBusy) {
+		t.Errorf("Pause = %v, want ErrBusy", err)
+	}
+}
+
 func freePort(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")

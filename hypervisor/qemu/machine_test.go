@@ -38,15 +38,20 @@ const qemuBinary = "qemu-system-x86_64"
 // test's own monitor is on an inherited descriptor, as libvirt's is.
 func start(t testing.TB, withQMP bool, args ...string) *machine {
 	t.Helper()
-	bin, err := exec.LookPath(qemuBinary)
-	if err != nil {
-		labtest.Missing(t, "no %s here", qemuBinary)
-	}
-	return startBinary(t, bin, withQMP, args...)
+	return startBinary(t, qemuBinary, withQMP, args...)
 }
 
 func startBinary(t testing.TB, bin string, withQMP bool, args ...string) *machine {
 	t.Helper()
+	return startFiles(t, bin, withQMP, nil, args...)
+}
+
+// startFiles lets QEMU inherit files, from descriptor 4 on.
+func startFiles(t testing.TB, bin string, withQMP bool, files []*os.File, args ...string) *machine {
+	t.Helper()
+	if _, err := exec.LookPath(qemuBinary); err != nil {
+		labtest.Missing(t, "no %s here", qemuBinary)
+	}
 	m := &machine{t: t, dir: tempDir(t)}
 	ours, theirs := socketPair(t)
 	base := []string{"-display", "none", "-nodefaults", "-no-user-config",
@@ -59,7 +64,7 @@ func startBinary(t testing.TB, bin string, withQMP bool, args ...string) *machin
 		base = append(base, "-qmp", "unix:"+m.sock+",server=on,wait=off")
 	}
 	m.cmd = exec.Command(bin, append(base, args...)...)
-	m.cmd.ExtraFiles = []*os.File{theirs}
+	m.cmd.ExtraFiles = append([]*os.File{theirs}, files...)
 	var stderr bytes.Buffer
 	m.cmd.Stderr = &stderr
 	if err := m.cmd.Start(); err != nil {
