@@ -212,5 +212,5 @@ func (g *Guest) space(where, pgd hypervisor.VirtAddr) (*paging.AddressSpace, err
 	}
 	root := g.kernel.Root
 	root.CR3 = m.At(pgd)
-	return paging.New(g.mem, root), nil
+	return paging.New(g.mem, root, paging.WithAbsentPages(protNone)), nil
 }

@@ -42,7 +42,8 @@ type layout struct {
 	signed    bool // addresses are sign-extended to 64 bits
 	pse36     bool // pages of level 2 have their high address bits in 20:13
 	nx        bool
-	tableMask uint64 // address bits of an entry that points to a table
+	tableMask uint64     // address bits of an entry that points to a table
+	absent    AbsentPage // may be nil
 }
 
 func newLayout(r Root) (*layout, error) {
@@ -116,9 +117,10 @@ func (l *layout) load(table []byte, i uint64) uint64 {
 // outcome is what an entry turned out to be: a hole (kind is not 0), a page, or
 // the next table.
 type outcome struct {
-	kind Kind
-	page bool
-	phys hypervisor.PhysAddr
+	kind   Kind
+	page   bool
+	absent bool // a page behind an entry that is not present
+	phys   hypervisor.PhysAddr
 }
 
 // decode looks at entry e of level lv.
@@ -127,6 +129,11 @@ func (l *layout) decode(lv *level, e uint64) outcome {
 	case e == 0:
 		return outcome{kind: KindNotPresent}
 	case e&bitPresent == 0:
+		if l.absent != nil && (lv.number == 1 || lv.mayLarge && e&bitLarge != 0) {
+			if phys, ok := l.absent(e); ok {
+				return outcome{page: true, absent: true, phys: phys &^ (1<<lv.shift - 1)}
+			}
+		}
 		return outcome{kind: KindSwapped}
 	}
 	if lv.number > 1 && (!lv.mayLarge || e&bitLarge == 0) {
@@ -161,6 +168,16 @@ func (l *layout) permissions(lv *level, perms Flags, e uint64) Flags {
 		perms |= NX
 	}
 	return perms
+}
+
+// flags returns the flags of the page that entry e turned out to be; perms are
+// those of all levels.
+func (o outcome) flags(perms Flags, e uint64) Flags {
+	if o.absent {
+		// No bit of such an entry means anything to the CPU.
+		return perms&^(Write|User) | NX | Absent
+	}
+	return perms | pageFlags(e)
 }
 
 // pageFlags returns the flags that come from the page's own entry alone.

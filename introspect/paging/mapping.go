@@ -18,6 +18,7 @@ const (
 	Dirty                          // the CPU wrote it (leaf entry)
 	WriteThrough                   // PWT (leaf entry)
 	CacheDisable                   // PCD (leaf entry)
+	Absent                         // the CPU faults on it: see WithAbsentPages (leaf entry)
 )
 
 // Permissions are the flags that say who may do what with a page.

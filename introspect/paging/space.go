@@ -21,6 +21,15 @@ func WithMaxTables(n uint64) Option { return func(as *AddressSpace) { as.maxTabl
 // 512 per table page.
 func WithMaxMappings(n uint64) Option { return func(as *AddressSpace) { as.maxMappings = n } }
 
+// AbsentPage says where an operating system keeps the page behind an entry that
+// is not present and not zero; ok is false when it is not in RAM.
+type AbsentPage func(entry uint64) (phys hypervisor.PhysAddr, ok bool)
+
+// WithAbsentPages makes pages of such entries part of the address space, with the
+// flag Absent: no access is allowed to them, but they are there, and memory that
+// a guest hides from its own CPU is not to be hidden from who looks in.
+func WithAbsentPages(f AbsentPage) Option { return func(as *AddressSpace) { as.absent = f } }
+
 // AddressSpace is one guest-virtual address space: the page tables below one
 // root. It is safe for concurrent use. See the package's documentation for what
 // it keeps and for how long.
@@ -35,6 +44,7 @@ type AddressSpace struct {
 	views   []ramView // made by mapOnce; sorted
 
 	maxTables, maxMappings uint64
+	absent                 AbsentPage
 }
 
 // New returns the address space below root in mem. A root whose Mode is
@@ -51,6 +61,7 @@ func New(mem hypervisor.Memory, root Root, opts ...Option) *AddressSpace {
 	}
 	if l, err := newLayout(root); err == nil {
 		as.root.CR3 &= root.Mode.cr3Mask()
+		l.absent = as.absent
 		as.layout = l
 		as.tlb.init(l)
 	}
