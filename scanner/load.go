@@ -81,7 +81,7 @@ func LoadRules(opts RuleOptions, sources ...RuleSource) (*Rules, error) {
 	ok := false
 	defer func() {
 		if !ok {
-			r.Close()
+			_ = r.Close()
 		}
 	}()
 	if len(ld.files) > 0 {
@@ -118,7 +118,7 @@ type loader struct {
 
 func (l *loader) close() {
 	for _, r := range l.roots {
-		r.Close()
+		_ = r.Close()
 	}
 }
 
@@ -210,7 +210,7 @@ func readRuleFile(root fs.FS, name string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // it was only read
 	st, err := f.Stat()
 	if err != nil {
 		return nil, err

@@ -9,10 +9,9 @@ import (
 // firstPass takes the rules that match, and one match of each of their strings.
 type firstPass struct {
 	set     *ruleSet
-	rules   []int // indexes in set.rules
-	matches map[int][]spot
-	saw     map[int]bool // rules of which a string matched somewhere
-	shown   int          // where in the buffer begins what libyara sees
+	rules   []int          // indexes in set.rules
+	matches map[int][]spot // no entry for a rule of which no string matched
+	shown   int            // where in the buffer begins what libyara sees
 }
 
 // spot is a match in the buffer that libyara was given.
@@ -30,20 +29,29 @@ func (p *firstPass) RuleMatching(sc *yara.ScanContext, r *yara.Rule) (bool, erro
 	}
 	p.rules = append(p.rules, i)
 	if p.matches == nil {
-		p.matches, p.saw = map[int][]spot{}, map[int]bool{}
+		p.matches = map[int][]spot{}
 	}
 	for k, s := range r.Strings() {
-		for _, m := range s.Matches(sc) {
-			v := look(&m)
-			if v.private {
-				break
+		if ms := s.Matches(sc); len(ms) > 0 {
+			if v := look(&ms[0]); !v.private {
+				p.matches[i] = append(p.matches[i], spot{k, p.shown + v.off, v.length})
 			}
-			p.saw[i] = true
-			p.matches[i] = append(p.matches[i], spot{k, p.shown + v.off, v.length})
-			break
 		}
 	}
 	return false, nil
+}
+
+// earliest returns the offset of the first match in the buffer, false when no
+// rule has any.
+func (p *firstPass) earliest() (off int, ok bool) {
+	for _, spots := range p.matches {
+		for _, s := range spots {
+			if !ok || s.off < off {
+				off, ok = s.off, true
+			}
+		}
+	}
+	return off, ok
 }
 
 // secondPass lists the matches of the rules in want, window by window, whether
@@ -53,7 +61,6 @@ type secondPass struct {
 	e    *extent
 	set  *ruleSet
 	want map[int]*hit
-	saw  map[int]bool
 
 	from, to int // the window, as offsets of the buffer
 	shown    int // where what libyara sees of it begins
@@ -101,10 +108,6 @@ func (p *secondPass) rule(sc *yara.ScanContext, r *yara.Rule) (bool, error) {
 			if v.private {
 				break
 			}
-			if p.saw == nil {
-				p.saw = map[int]bool{}
-			}
-			p.saw[i] = true
 			if mm, ok := p.w.place(p.e, off, v.length); ok {
 				mm.str = k
 				found = append(found, mm)

@@ -74,10 +74,10 @@ func (s *scan) extent(ctx context.Context, e *extent, res *result) error {
 	}
 	if res.ended != nil {
 		s.left(e)
-		if ctx.Err() != nil || errors.Is(res.ended, context.Canceled) {
-			return nil
+		if ctx.Err() == nil && !errors.Is(res.ended, context.Canceled) {
+			return res.ended
 		}
-		return res.ended
+		return nil
 	}
 	st := &res.stats
 	s.sum.PagesTotal += st.pages

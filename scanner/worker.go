@@ -123,13 +123,17 @@ func (w *worker) scanSet(ctx context.Context, e *extent, set int, data []byte, r
 		return nil
 	}
 	second := &secondPass{w: w, e: e, set: w.rules.sets[set], want: map[int]*hit{}}
-	for _, r := range matched {
+	for r := range first.matches {
 		second.want[r] = &hit{set: set, rule: r}
 	}
-	if err := w.list(ctx, e, set, data, second); err != nil {
-		return err
+	// Nothing matches before the first match that is known, but for one that
+	// starts before it and ends behind it.
+	if from, ok := first.earliest(); ok {
+		if err := w.list(ctx, e, set, data, max(from-windowBehind, 0), second); err != nil {
+			return err
+		}
 	}
-	w.collect(e, matched, first, second, res)
+	w.collect(e, set, matched, first, second, res)
 	return nil
 }
 
@@ -151,10 +155,10 @@ func (w *worker) define(e *extent, set int) error {
 	return nil
 }
 
-// windows calls f with each window of data: its bounds, and those of what
-// libyara is shown for it.
-func windows(data []byte, size int, f func(from, to, showFrom, showTo int) error) error {
-	for from := 0; from < len(data); from += size {
+// windows calls f with each window of data from start on: its bounds, and those
+// of what libyara is shown for it.
+func windows(data []byte, start, size int, f func(from, to, showFrom, showTo int) error) error {
+	for from := start; from < len(data); from += size {
 		to := min(from+size, len(data))
 		if err := f(from, to, max(from-windowBefore, 0), min(to+windowBehind, len(data))); err != nil {
 			return err
@@ -175,7 +179,7 @@ func (w *worker) retry(ctx context.Context, e *extent, set int, data []byte, res
 	defer sc.SetTimeout(wholeSeconds(w.opts.Timeout))
 	pass := &firstPass{set: w.rules.sets[set]}
 	var failed []failure
-	err := windows(data, retryWindow, func(from, to, showFrom, showTo int) error {
+	err := windows(data, 0, retryWindow, func(from, to, showFrom, showTo int) error {
 		pass.shown = showFrom
 		err := w.run(ctx, set, data[showFrom:showTo], yara.ScanFlagsFastMode, pass)
 		if ctx.Err() != nil {
@@ -223,14 +227,14 @@ func (w *worker) fail(e *extent, res *result, failed []failure) {
 // errListed ends a listing early.
 var errListed = errors.New("enough is listed")
 
-// list goes over data once more for the places of matches, until each rule has
-// MaxStrings of them or time is up.
-func (w *worker) list(ctx context.Context, e *extent, set int, data []byte, pass *secondPass) error {
+// list goes over data from an offset on once more for the places of matches,
+// until each rule has MaxStrings of them or time is up.
+func (w *worker) list(ctx context.Context, e *extent, set int, data []byte, from int, pass *secondPass) error {
 	sc := w.scanners[set]
 	limit := wholeSeconds(w.opts.Timeout)
 	defer sc.SetTimeout(limit)
 	start := time.Now()
-	err := windows(data, window, func(from, to, showFrom, showTo int) error {
+	err := windows(data, from, window, func(from, to, showFrom, showTo int) error {
 		pass.from, pass.to, pass.shown = from, to, showFrom
 		pass.next = 0
 		sc.SetTimeout(time.Second)
@@ -269,9 +273,12 @@ func (w *worker) problem(e *extent, off int, err error) {
 }
 
 // collect makes hits of what the passes found.
-func (w *worker) collect(e *extent, matched []int, first *firstPass, second *secondPass, res *result) {
+func (w *worker) collect(e *extent, set int, matched []int, first *firstPass, second *secondPass, res *result) {
 	for _, r := range matched {
 		h := second.want[r]
+		if h == nil { // none of its strings, if it has any, is there
+			h = &hit{set: set, rule: r}
+		}
 		for _, m := range first.matches[r] {
 			// What only the first pass saw: a match longer than a window shows.
 			if mm, ok := w.place(e, m.off, m.length); ok && !slices.ContainsFunc(h.matches, func(o match) bool {
@@ -285,7 +292,7 @@ func (w *worker) collect(e *extent, matched []int, first *firstPass, second *sec
 		if m := w.opts.MaxStrings; len(h.matches) > m {
 			h.matches, h.more = h.matches[:m], true
 		}
-		if len(h.matches) == 0 && !h.more && (first.saw[r] || second.saw[r] || !w.speaksFor(e)) {
+		if len(h.matches) == 0 && !h.more && (len(first.matches[r]) > 0 || !w.speaksFor(e)) {
 			// All its strings belong to a neighbour, or lie across a hole.
 			continue
 		}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
-	"encoding/binary"
 	"iter"
 	"regexp"
 	"slices"
@@ -77,7 +76,7 @@ func elf() []byte { return append([]byte("\x7fELF\x02\x01\x01"), make([]byte, 57
 func shellcode(word string) []byte {
 	var b bytes.Buffer
 	b.Write([]byte{0x48, 0x31, 0xd2, 0x48, 0xbb})
-	binary.Write(&b, binary.BigEndian, []byte(word))
+	b.WriteString(word)
 	b.Write([]byte{0x53, 0x48, 0x89, 0xe7, 0x50, 0x57, 0x48, 0x89, 0xe6, 0xb0, 0x3b, 0x0f, 0x05})
 	return b.Bytes()
 }
