@@ -36,17 +36,24 @@
 // Every extent is copied to a buffer of its worker before libyara sees it, from
 // memory files too. libyara reads bytes more than once and trusts that they stay;
 // a running guest could change them in between. And it reads in C, where a
-// SIGBUS (the file was truncated while it is mapped) ends the process: its own
-// handler for that, YR_TRYCATCH of 4.2, saves and restores the process-wide
-// signal action around each scan, which in threads that overlap leaves the wrong
-// one behind, and without SA_ONSTACK, which the Go runtime must have. The copy
-// costs 2 to 4 % of a scan (see the benchmarks) and YR_TRYCATCH is off.
+// SIGBUS (the file was truncated while it is mapped) ends the process. libyara
+// 4.2 has a guard against that, YR_TRYCATCH: it sets and restores the
+// process-wide actions of SIGBUS and SIGSEGV around each scan, which in threads
+// that overlap leaves the wrong ones behind, and without SA_ONSTACK, which the Go
+// runtime must have. It is off. The copy costs about 7 % of the CPU time of
+// scanning memory without a zero page, and the bytes are then in the CPU's cache.
 //
 // libyara keeps every match of every string until the end of a run, so a guest
 // full of one short string could fill the host's memory. An extent is therefore
 // first scanned in libyara's fast mode, which keeps one match of a string where
 // the condition needs no more; only when a rule matched is the extent gone over
-// again, in small windows, to list where its strings are.
+// again, in small windows, to list where its strings are. (Where a condition
+// counts matches, libyara keeps up to 1,000,000 of a string, and no more count.)
+//
+// libyara gives up on an extent after Options.Timeout, looking at the clock
+// after each 4096 bytes; what it gave up on, or failed on in any other way, is
+// tried again in smaller pieces, so that bytes made to be slow do not hide what
+// lies next to them. What remains is told in the Summary.
 //
 // This package must not import introspect/linux, a driver, event, policy or
 // node: it is given areas and does not know what guest they come from. It is
