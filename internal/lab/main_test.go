@@ -12,8 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/vantage-vmi/vantage/internal/lab"
 	"github.com/vantage-vmi/vantage/internal/lab/labtest"
 )
@@ -27,14 +25,7 @@ func TestMain(m *testing.M) {
 	if v := os.Getenv(envChild); v != "" {
 		child(v)
 	}
-	status := labtest.Run(m)
-	if status == 0 {
-		if err := goleak.Find(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			status = 1
-		}
-	}
-	os.Exit(status)
+	labtest.Main(m)
 }
 
 func child(image string) {

@@ -29,15 +29,30 @@ type sharedGuest struct {
 var guests = pool{guests: map[string]*sharedGuest{}}
 
 // Main runs a package's tests and then closes the guests that they shared. It
-// does not return.
+// fails the run when goroutines or file descriptors are left. It does not
+// return.
 func Main(m *testing.M) { os.Exit(Run(m)) }
 
 // Run is Main for a TestMain that has more to do: it returns the exit status.
 func Run(m *testing.M) int {
+	before := openFiles()
+	status := closeGuests(runTests(m))
+	if status == 0 { // a test that failed half-way leaves things behind; its failure says more
+		status = leaks(os.Stderr, before)
+	}
+	return status
+}
+
+func runTests(m *testing.M) int {
 	guests.mu.Lock()
 	guests.running = true
 	guests.mu.Unlock()
-	status := m.Run()
+	return m.Run()
+}
+
+// closeGuests closes the shared guests and returns status, or another one when
+// a guest could not be closed.
+func closeGuests(status int) int {
 	guests.mu.Lock()
 	defer guests.mu.Unlock()
 	guests.running = false
