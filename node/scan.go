@@ -128,7 +128,7 @@ func (n *Node) processTargets(ctx context.Context, g *linux.Guest, req ScanReque
 func areas(vmas []linux.VMA) []scanner.Area {
 	out := make([]scanner.Area, 0, len(vmas))
 	for _, v := range vmas {
-		out = append(out, scanner.Area{Start: v.Start, End: v.End, Name: v.Path})
+		out = append(out, scanner.Area{Start: v.Start, End: v.End, Name: v.Path, Perms: v.Perms})
 	}
 	return out
 }
