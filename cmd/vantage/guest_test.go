@@ -27,7 +27,9 @@ import (
 func infected(t *testing.T, machine lab.Machine, shared, qmp bool) *lab.Guest {
 	t.Helper()
 	return labtest.Shared(t, lab.Config{
-		Name: fmt.Sprintf("cmdtest-%s-%t-%t", machine, shared, qmp), Kernel: labtest.Kernel(t, lab.Bookworm),
+		// The tests name the guest, so another run of them on this host must not
+		// have one of the same name.
+		Name: fmt.Sprintf("cmdtest-%d-%s-%t-%t", os.Getpid(), machine, shared, qmp), Kernel: labtest.Kernel(t, lab.Bookworm),
 		Memory: 256 * lab.MiB, Machine: machine, Shared: shared, QMP: qmp, KASLR: true,
 		Init: lab.DemoInit(true, "cmdtest"),
 	})
@@ -278,7 +280,7 @@ func TestHeldMonitorIsSaid(t *testing.T) {
 
 func TestVMThatDiesIsSaid(t *testing.T) {
 	g := labtest.Boot(t, lab.Config{
-		Name: "cmdtest-dies", Kernel: labtest.Kernel(t, lab.Bookworm), Memory: 256 * lab.MiB, Init: lab.DemoInit(true, "dies"),
+		Name: fmt.Sprintf("cmdtest-%d-dies", os.Getpid()), Kernel: labtest.Kernel(t, lab.Bookworm), Memory: 256 * lab.MiB, Init: lab.DemoInit(true, "dies"),
 	})
 	rules := filepath.Join(t.TempDir(), "early.yar")
 	early := "rule early { strings: $a = \"Linux version\" condition: $a }\n"
