@@ -13,8 +13,8 @@ import (
 type Column struct {
 	Title string
 	Right bool // numbers are read from the right
-	// Flex marks the one column that gives way when the table is wider than
-	// the terminal; at most one.
+	// Flex marks the one column that gives way first when the table is wider
+	// than the terminal; at most one.
 	Flex bool
 }
 
@@ -44,8 +44,12 @@ func (t *Table) Row(cells ...string) {
 // terminal with colour.
 func (t *Table) Highlight() { t.hot[len(t.rows)-1] = true }
 
-// minFlex is what a flex column keeps on the narrowest terminal.
-const minFlex = 12
+// What a column keeps on a narrow terminal: the flex column before others give
+// way, and every one.
+const (
+	minFlex  = 12
+	minWidth = 4
+)
 
 // Print writes the table to w, cut to the width of the terminal when w is one.
 func (t *Table) Print(w io.Writer) error {
@@ -58,27 +62,20 @@ func (t *Table) Print(w io.Writer) error {
 			widths[i] = max(widths[i], runewidth.StringWidth(c))
 		}
 	}
-	if limit := Width(w); limit > 0 {
-		total := 2 * (len(widths) - 1)
-		for _, n := range widths {
-			total += n
-		}
-		for i, c := range t.cols {
-			if c.Flex && total > limit {
-				widths[i] = max(minFlex, widths[i]-(total-limit))
-			}
-		}
+	limit := Width(w)
+	if limit > 0 {
+		t.shrink(widths, limit)
 	}
 	titles := make([]string, len(t.cols))
 	for i, c := range t.cols {
 		titles[i] = c.Title
 	}
 	st := NewStyle(w)
-	if _, err := io.WriteString(w, st.Bold(t.line(titles, widths))+"\n"); err != nil {
+	if _, err := io.WriteString(w, st.Bold(t.line(titles, widths, limit))+"\n"); err != nil {
 		return err
 	}
 	for i, r := range t.rows {
-		line := t.line(r, widths)
+		line := t.line(r, widths, limit)
 		if t.hot[i] {
 			line = st.Red(line)
 		}
@@ -89,13 +86,43 @@ func (t *Table) Print(w io.Writer) error {
 	return nil
 }
 
-func (t *Table) line(cells []string, widths []int) string {
+// shrink makes columns narrower until a line has limit columns: the flex column
+// first, then the widest of those that are not numbers. One name of a guest's,
+// long because it is escaped, must not push what is to its right out of sight.
+func (t *Table) shrink(widths []int, limit int) {
+	excess := 2*(len(widths)-1) - limit
+	for _, n := range widths {
+		excess += n
+	}
+	for i, c := range t.cols {
+		if c.Flex && excess > 0 {
+			by := min(excess, max(0, widths[i]-minFlex))
+			widths[i] -= by
+			excess -= by
+		}
+	}
+	for ; excess > 0; excess-- {
+		widest := -1
+		for i, c := range t.cols {
+			if !c.Right && widths[i] > minWidth && (widest < 0 || widths[i] > widths[widest]) {
+				widest = i
+			}
+		}
+		if widest < 0 {
+			return
+		}
+		widths[widest]--
+	}
+}
+
+// line returns a row, cut to limit columns unless that is 0.
+func (t *Table) line(cells []string, widths []int, limit int) string {
 	var b strings.Builder
 	for i, c := range cells {
 		if i > 0 {
 			b.WriteString("  ")
 		}
-		if t.cols[i].Flex && runewidth.StringWidth(c) > widths[i] {
+		if runewidth.StringWidth(c) > widths[i] {
 			c = runewidth.Truncate(c, widths[i], "…")
 		}
 		fill := strings.Repeat(" ", max(0, widths[i]-runewidth.StringWidth(c)))
@@ -105,7 +132,11 @@ func (t *Table) line(cells []string, widths []int) string {
 			b.WriteString(c + fill)
 		}
 	}
-	return strings.TrimRight(b.String(), " ")
+	line := strings.TrimRight(b.String(), " ")
+	if limit > 0 {
+		line = runewidth.Truncate(line, limit, "…") // where even the numbers are too many
+	}
+	return line
 }
 
 // Width returns the columns of the terminal that w is, or 0 when w is none.
