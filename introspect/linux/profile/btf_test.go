@@ -237,7 +237,8 @@ func compareBTF(t *testing.T, blob []byte) {
 			if typ.TypeName() == "" || m.Name == "" || m.Name == "x" {
 				continue
 			}
-			if byPath, err := types.fieldOf(bt, m.Name, true); err != nil || byPath != f {
+			budget := maxMembers
+			if byPath, err := types.fieldOf(bt, m.Name, true, &budget); err != nil || byPath != f {
 				bad("%s.%s: by path %+v, %v, want %+v", typ.TypeName(), m.Name, byPath, err, f)
 			}
 			if !types.Has(typ.TypeName() + "." + m.Name) {

@@ -189,6 +189,9 @@ func namesBefore(b []byte, start, end int, budget *int) (layout, error) {
 	lastMarker := int(binary.LittleEndian.Uint32(b[end-4:]))
 	// The last block holds 1 to 256 names of at least 2 bytes.
 	for names := (start - lastMarker - 2) &^ 3; names >= 8 && start-lastMarker-names <= markerStep*(maxNameLen+2)+8; names -= 4 {
+		if *budget -= 2; *budget < 0 {
+			return layout{}, errNoMarkers
+		}
 		for _, gap := range []int{8, 4} {
 			at := names - gap
 			n := binary.LittleEndian.Uint32(b[at:])

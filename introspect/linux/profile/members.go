@@ -10,14 +10,15 @@ const (
 	// maxHops bounds chains of typedefs, qualifiers and arrays.
 	maxHops = 64
 	// maxNesting bounds how deep anonymous members are looked into, maxMembers
-	// how many are looked at in all for one name.
+	// how many are looked at in all for one path, whatever number of types has
+	// its first name. No struct has more than 1<<16 of its own.
 	maxNesting = 32
-	maxMembers = 1 << 20
+	maxMembers = 1 << 17
 )
 
 // fieldOf returns where the member that path names lies in bt; without more,
-// bt itself.
-func (t *Types) fieldOf(bt btfType, path string, more bool) (Field, error) {
+// bt itself. budget is how many members may be looked at.
+func (t *Types) fieldOf(bt btfType, path string, more bool, budget *int) (Field, error) {
 	at := member{typ: bt.id}
 	base := uint64(0) // in bits
 	for more {
@@ -27,8 +28,7 @@ func (t *Types) fieldOf(bt btfType, path string, more bool) (Field, error) {
 		if err != nil {
 			return Field{}, err
 		}
-		budget := maxMembers
-		m, ok, err := t.findMember(st, name, maxNesting, &budget)
+		m, ok, err := t.findMember(st, name, maxNesting, budget)
 		if err != nil {
 			return Field{}, err
 		}

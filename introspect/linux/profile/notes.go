@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"github.com/vantage-vmi/vantage/hypervisor"
 )
 
 const (
@@ -47,20 +49,29 @@ func searchBanner(im *image) ([]byte, error) {
 		if err != nil {
 			continue
 		}
-		// Format strings begin the same, but no number follows.
-		at := 0
-		for range maxBanners {
-			i := bytes.Index(b[at:], []byte(bannerMark))
-			if i < 0 {
-				break
-			}
-			at += i + len(bannerMark)
-			if at < len(b) && b[at] >= '0' && b[at] <= '9' {
-				return append([]byte(bannerMark), b[at:min(len(b), at+maxBanner)]...), nil
-			}
+		var banner []byte
+		if hypervisor.Guard(func() { banner = bannerIn(b) }) == nil && banner != nil {
+			return banner, nil
 		}
 	}
 	return nil, errNoBanner
+}
+
+// bannerIn returns a copy of what follows the first banner in b.
+func bannerIn(b []byte) []byte {
+	// Format strings begin the same, but no number follows.
+	at := 0
+	for range maxBanners {
+		i := bytes.Index(b[at:], []byte(bannerMark))
+		if i < 0 {
+			break
+		}
+		at += i + len(bannerMark)
+		if at < len(b) && b[at] >= '0' && b[at] <= '9' {
+			return append([]byte(bannerMark), b[at:min(len(b), at+maxBanner)]...)
+		}
+	}
+	return nil
 }
 
 // firstLine returns b up to a newline or NUL.
@@ -152,8 +163,8 @@ func findBTF(im *image, syms *Symbols) ([]byte, error) {
 		}
 		tries := 0
 		for at := 0; tries < 16; tries++ {
-			i := bytes.Index(b[at:], btfMark)
-			if i < 0 {
+			i := -1
+			if fault := hypervisor.Guard(func() { i = bytes.Index(b[at:], btfMark) }); fault != nil || i < 0 {
 				break
 			}
 			at += i

@@ -42,11 +42,16 @@ type Symbols struct {
 // does not hold together.
 func findSymbols(ctx context.Context, im *image) (*Symbols, error) {
 	var damaged error
+	limits := symbolSearch{tables: maxTokenTables, digits: maxDigits}
 	for _, sp := range im.searched() {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		s, err := findSymbolsIn(ctx, im, sp)
+		var s *Symbols
+		var err error
+		if fault := hypervisor.Guard(func() { s, err = findSymbolsIn(ctx, im, sp, &limits) }); fault != nil {
+			s, err = nil, fault
+		}
 		if s != nil {
 			return s, nil
 		}
@@ -64,8 +69,8 @@ func findSymbols(ctx context.Context, im *image) (*Symbols, error) {
 }
 
 const (
-	// maxTokenTables bounds how many token tables one run of rodata is tried
-	// with, maxDigits how many places that look a little like one.
+	// maxTokenTables bounds how many token tables one image is tried with,
+	// maxDigits how many places that look a little like one.
 	maxTokenTables = 8
 	maxDigits      = 4096
 	// maxRodata is how much of a run of rodata is searched, in bytes; kernels
@@ -73,15 +78,18 @@ const (
 	maxRodata = 128 << 20
 )
 
-func findSymbolsIn(ctx context.Context, im *image, sp span) (*Symbols, error) {
+// symbolSearch is what may yet be tried in an image: its page table can cut it
+// into as many runs of rodata as it has pages.
+type symbolSearch struct{ tables, digits int }
+
+func findSymbolsIn(ctx context.Context, im *image, sp span, left *symbolSearch) (*Symbols, error) {
 	b, err := im.view(sp.off, min(sp.size, maxRodata))
 	if err != nil {
 		return nil, err
 	}
 	var damaged error
-	tried, seen := 0, 0
-	for at := nextDigits(b, 0); at >= 0 && tried < maxTokenTables && seen < maxDigits; at = nextDigits(b, at+1) {
-		seen++
+	for at := nextDigits(b, 0); at >= 0 && left.tables > 0 && left.digits > 0; at = nextDigits(b, at+1) {
+		left.digits--
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
@@ -90,7 +98,7 @@ func findSymbolsIn(ctx context.Context, im *image, sp span) (*Symbols, error) {
 		if err != nil {
 			continue
 		}
-		tried++
+		left.tables--
 		t.table, t.index = t.table+lo, t.index+lo
 		s, err := openSymbols(im, sp.off, b, t)
 		if err == nil {

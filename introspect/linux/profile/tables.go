@@ -163,8 +163,13 @@ func (s *chunkScanner) scan(c hypervisor.Range) error {
 			return err
 		}
 		n := len(b) &^ (hypervisor.PageSize - 1)
-		for off := 0; off < n; off += hypervisor.PageSize {
-			s.visit(c.Start+hypervisor.PhysAddr(off), b[off:off+hypervisor.PageSize])
+		off := 0
+		if fault := hypervisor.Guard(func() {
+			for ; off < n; off += hypervisor.PageSize {
+				s.visit(c.Start+hypervisor.PhysAddr(off), b[off:off+hypervisor.PageSize])
+			}
+		}); fault != nil {
+			n = off // what is left begins with the page that is lost
 		}
 		if n == 0 { // this page cannot be read: go on behind it
 			s.st.unreadable.Add(hypervisor.PageSize)

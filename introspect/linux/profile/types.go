@@ -101,11 +101,16 @@ func (t *Types) Len() int {
 func (t *Types) Field(path string) (Field, error) {
 	name, rest, more := strings.Cut(path, ".")
 	var damaged error
+	// One for all types of that name: there may be millions.
+	budget := maxMembers
 	for bt, err := range t.named(name) {
 		if err != nil {
 			return Field{}, err
 		}
-		f, err := t.fieldOf(bt, rest, more)
+		if budget--; budget < 0 {
+			break
+		}
+		f, err := t.fieldOf(bt, rest, more, &budget)
 		if err == nil {
 			return f, nil
 		}
@@ -177,12 +182,16 @@ func (t *Types) EnumValue(enum, name string) (int64, error) {
 		}
 		return 0, fmt.Errorf("%w: enumerator %s", ErrNoType, name)
 	}
+	budget := maxMembers
 	for bt, err := range t.named(enum) {
 		if err == nil {
 			bt, err = t.resolve(bt.id)
 		}
 		if err != nil {
 			return 0, err
+		}
+		if budget -= 1 + bt.vlen; budget < 0 {
+			return 0, btfDamaged(t.base+uint64(t.offs[bt.id]), "type %d: enums of one name without end", bt.id)
 		}
 		if v, ok := t.enumerator(bt, name); ok {
 			return v, nil
