@@ -18,6 +18,9 @@ var version = "development"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	// The first signal asks; a second one ends the program whatever it waits
+	// for (a named pipe that no one opens, a disk that hangs).
+	context.AfterFunc(ctx, stop)
 	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, version: version}
 	code := a.run(ctx, os.Args[1:])
 	stop()

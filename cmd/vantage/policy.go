@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -126,7 +127,7 @@ is 3 then.`,
 			if err != nil {
 				return err
 			}
-			rep, err := policy.Eval(cmd.Context(), policySource(args[0]), a.stdin, policy.RunOptions{FailMode: mode}, a.printEvalResult)
+			rep, err := policy.Eval(cmd.Context(), policySource(args[0]), stdinReader{cmd.Context(), a.stdin}, policy.RunOptions{FailMode: mode}, a.printEvalResult)
 			if err != nil {
 				return err
 			}
@@ -200,7 +201,7 @@ see (input.now) is the event's. Status 1 when a decision would change.`,
 			if against == "" {
 				return errors.New("--against OTHERDIR is missing: the policy to compare with")
 			}
-			in, err := a.openInput(args[1])
+			in, err := a.openInput(cmd.Context(), args[1])
 			if err != nil {
 				return err
 			}
@@ -243,9 +244,9 @@ func (a *app) printChange(c *policy.Change) error {
 }
 
 // openInput opens a file, or stdin for "-".
-func (a *app) openInput(name string) (io.ReadCloser, error) {
+func (a *app) openInput(ctx context.Context, name string) (io.ReadCloser, error) {
 	if name == "-" {
-		return io.NopCloser(a.stdin), nil
+		return io.NopCloser(stdinReader{ctx, a.stdin}), nil
 	}
 	return openFile(name)
 }

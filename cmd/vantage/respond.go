@@ -208,6 +208,9 @@ func (r *responder) close(ctx context.Context) error {
 	}
 	if r.log != nil {
 		errs = append(errs, r.log.Close(ctx))
+		if n := r.log.Stats().Dropped; n > 0 {
+			errs = append(errs, fmt.Errorf("decision log: %d entries could not be written", n))
+		}
 	}
 	if r.file != nil {
 		errs = append(errs, r.file.Close())

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -92,8 +93,18 @@ func (a *app) execute(ctx context.Context, args []string) int {
 			return code
 		}
 	}
+	// A command line that is wrong may be so in front of the flag.
+	a.json = a.json || asksForJSON(args)
 	a.printError(err, code)
 	return code
+}
+
+// asksForJSON reports whether --json is among args that were not all parsed.
+func asksForJSON(args []string) bool {
+	if i := slices.Index(args, "--"); i >= 0 {
+		args = args[:i]
+	}
+	return slices.Contains(args, "--json") || slices.Contains(args, "--json=true")
 }
 
 func (a *app) printError(err error, code int) {
