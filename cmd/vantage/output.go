@@ -1,25 +1,22 @@
 package main
 
 import (
-	"bytes"
-	"encoding/json"
 	"fmt"
 	"time"
 
+	"github.com/vantage-vmi/vantage/event"
 	"github.com/vantage-vmi/vantage/internal/term"
 	"github.com/vantage-vmi/vantage/introspect"
 )
 
-// printJSON prints v as one line. HTML characters stay as they are; they are
-// escaped where HTML is made.
+// printJSON prints v as one line. People look at it on terminals too, so what a
+// terminal acts on is escaped, as in events; to a program it means the same.
 func (a *app) printJSON(v any) error {
-	var b bytes.Buffer
-	e := json.NewEncoder(&b)
-	e.SetEscapeHTML(false)
-	if err := e.Encode(v); err != nil {
+	b, err := event.MarshalLine(v)
+	if err != nil {
 		return fmt.Errorf("encode output: %w", err)
 	}
-	_, err := a.stdout.Write(b.Bytes())
+	_, err = a.stdout.Write(append(b, '\n'))
 	return err
 }
 
@@ -56,7 +53,7 @@ func (a *app) incomplete(c *introspect.Coverage) error {
 // printJSONTo prints v as one line on stderr, where all that is not a result
 // goes.
 func (a *app) printJSONTo(v any) error {
-	b, err := json.Marshal(v)
+	b, err := event.MarshalLine(v)
 	if err != nil {
 		return fmt.Errorf("encode output: %w", err)
 	}
