@@ -50,6 +50,19 @@ func (c *Coverage) Add(what string, addr hypervisor.VirtAddr, err error) {
 	}
 }
 
+// Merge adds what src missed, which may be nil, to c.
+func (c *Coverage) Merge(src *Coverage) {
+	if src == nil {
+		return
+	}
+	problems, total := src.Problems(), src.Total() // before c's lock: src may be c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.total += total
+	room := min(MaxProblems-len(c.problems), len(problems))
+	c.problems = append(c.problems, problems[:room]...)
+}
+
 // Complete reports whether nothing was missed.
 func (c *Coverage) Complete() bool { return c.Total() == 0 }
 

@@ -41,6 +41,23 @@ func TestCoverageIsBounded(t *testing.T) {
 	}
 }
 
+func TestCoverageMerge(t *testing.T) {
+	var a, b Coverage
+	a.Add("first", 1, errors.New("x"))
+	a.Merge(nil)
+	for range 3 * MaxProblems {
+		b.Add("second", 2, errors.New("y"))
+	}
+	a.Merge(&b)
+	if a.Total() != 3*MaxProblems+1 || len(a.Problems()) != MaxProblems || a.Problems()[0].What != "first" || a.Problems()[1].What != "second" {
+		t.Errorf("%d problems, %d kept: %v", a.Total(), len(a.Problems()), a.Problems()[:2])
+	}
+	a.Merge(&a)
+	if a.Total() != 6*MaxProblems+2 {
+		t.Errorf("%d problems after a merge with itself", a.Total())
+	}
+}
+
 func TestProblemText(t *testing.T) {
 	p := Problem{What: "tasks list", Addr: 0xffff888000001000, Err: "cycle"}
 	if got := p.String(); got != "tasks list at 0xffff888000001000: cycle" {

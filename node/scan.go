@@ -94,7 +94,7 @@ func (n *Node) processTargets(ctx context.Context, g *linux.Guest, req ScanReque
 			return nil, &NoProcessError{PID: pid}
 		}
 	}
-	merge(cov, list.Coverage)
+	cov.Merge(list.Coverage)
 	var targets []scanner.Target
 	for i := range list.Processes {
 		p := &list.Processes[i]
@@ -118,7 +118,7 @@ func (n *Node) processTargets(ctx context.Context, g *linux.Guest, req ScanReque
 			}
 			cov.Add(fmt.Sprintf("mappings of pid %d", p.PID), p.KernelAddress, err)
 		}
-		merge(cov, vcov)
+		cov.Merge(vcov)
 		procs[p.PID] = p
 		targets = append(targets, scanner.ProcessTarget{PID: p.PID, Comm: p.Comm, Space: space, Areas: areas(vmas)})
 	}
@@ -149,16 +149,6 @@ func kernelTarget(vm hypervisor.VM, g *linux.Guest) scanner.Target {
 			}
 			return fmt.Sprintf("%s+%#x", name, off)
 		},
-	}
-}
-
-// merge adds what src missed to dst.
-func merge(dst, src *introspect.Coverage) {
-	if src == nil {
-		return
-	}
-	for _, p := range src.Problems() {
-		dst.Add(p.What, p.Addr, errors.New(p.Err))
 	}
 }
 
