@@ -105,7 +105,9 @@ func (d *details) fill(s *taskScan, t *task, bad func(what string, at hypervisor
 	p := Process{
 		PID: int(t.pid), TGID: int(t.tgid), Comm: cString(t.comm[:]), State: t.letter(),
 		UID: NoID, GID: NoID, EUID: NoID, EGID: NoID,
-		Kernel: t.flags&pfKthread != 0, KernelAddress: t.addr,
+		// A task with memory of its own is no kernel thread, whatever it says
+		// (one that borrows a process's for a moment may be told as such).
+		Kernel: t.flags&pfKthread != 0 && t.mm == 0, KernelAddress: t.addr,
 	}
 	if !d.boot.IsZero() && d.g.lay.task.startBoottime.ok && t.startBoottime < uint64(maxUptime) {
 		p.StartTime = d.boot.Add(time.Duration(t.startBoottime))
@@ -129,9 +131,12 @@ func (d *details) fill(s *taskScan, t *task, bad func(what string, at hypervisor
 	}
 	p.Cgroup, p.Container = cg.path, cg.container
 	if p.Kernel {
-		return p // it may borrow an mm, but has none of its own
+		return p
 	}
-	if p.mm = d.g.mmOfTask(d.ctx, s, t); p.mm == 0 {
+	if p.mm, err = d.g.mmOfTask(d.ctx, s, t); err != nil {
+		bad("threads", t.signal, err)
+	}
+	if p.mm == 0 {
 		return p
 	}
 	img, errs := d.program(p.mm)

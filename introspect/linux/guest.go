@@ -147,7 +147,7 @@ func (g *Guest) mmOf(ctx context.Context, p Process) (hypervisor.VirtAddr, error
 	if p.mm == 0 {
 		return 0, fmt.Errorf("process %d: %w", p.PID, ErrNoMemory)
 	}
-	var s taskScan
+	s := taskScan{left: maxThreads(g.mem)}
 	t, err := s.read(&g.r, &g.lay.task, p.KernelAddress)
 	switch {
 	case err != nil:
@@ -155,7 +155,10 @@ func (g *Guest) mmOf(ctx context.Context, p Process) (hypervisor.VirtAddr, error
 	case int(t.pid) != p.PID || int(t.tgid) != p.TGID:
 		return 0, fmt.Errorf("process %d: %w", p.PID, ErrGone)
 	}
-	mm := g.mmOfTask(ctx, &s, &t)
+	mm, err := g.mmOfTask(ctx, &s, &t)
+	if err != nil {
+		return 0, fmt.Errorf("threads of process %d: %w", p.PID, err)
+	}
 	if mm == 0 {
 		return 0, fmt.Errorf("process %d: %w: it has exited", p.PID, ErrNoMemory)
 	}
@@ -166,10 +169,11 @@ func (g *Guest) mmOf(ctx context.Context, p Process) (hypervisor.VirtAddr, error
 }
 
 // mmOfTask returns t's mm: its own or, when the first thread of a process has
-// ended before the others, theirs. 0 when there is none.
-func (g *Guest) mmOfTask(ctx context.Context, s *taskScan, t *task) hypervisor.VirtAddr {
+// ended before the others, theirs. 0 when there is none; errors as those of
+// livingThread.
+func (g *Guest) mmOfTask(ctx context.Context, s *taskScan, t *task) (hypervisor.VirtAddr, error) {
 	if t.mm != 0 || t.pid != t.tgid || t.exitState == 0 {
-		return t.mm
+		return t.mm, nil
 	}
 	return g.livingThread(ctx, s, t)
 }

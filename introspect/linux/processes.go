@@ -84,12 +84,13 @@ func (g *Guest) hiddenThreads(ctx context.Context, s *taskScan, threads bool, l 
 	for i := range l.tasks {
 		byAddr[l.tasks[i].addr] = &l.tasks[i]
 	}
+	s.left = threadSteps(maxThreads(g.mem))
 	for _, t := range missing {
 		if t.pid != t.tgid {
 			continue
 		}
 		var v record
-		if err := g.threadsOf(ctx, s, &v, t, map[hypervisor.VirtAddr]struct{}{}, maxThreads(g.mem)); err != nil {
+		if err := g.threadsOf(ctx, s, &v, t, map[hypervisor.VirtAddr]struct{}{}); err != nil {
 			return err
 		}
 		for _, u := range v.tasks {
@@ -164,6 +165,7 @@ func (g *Guest) Processes(ctx context.Context, opt ProcessOptions) (ProcessList,
 		return list, fmt.Errorf("list processes: %w", ErrNoProcesses)
 	}
 	d := g.newDetails(ctx, cov)
+	s.left = threadSteps(maxThreads(g.mem)) // of first threads that have ended
 	for i := range l.tasks {
 		d.tgids[l.tasks[i].addr] = l.tasks[i].tgid
 	}

@@ -34,7 +34,10 @@ func (t *task) sameAs(u *task) bool {
 }
 
 // taskScan reads task_structs, one after the other.
-type taskScan struct{ buf []byte }
+type taskScan struct {
+	buf  []byte
+	left int // entries of lists of threads that may still be met
+}
 
 var errNotATask = errors.New("not a task_struct")
 

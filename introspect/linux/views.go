@@ -98,16 +98,23 @@ func (g *Guest) taskList(ctx context.Context, s *taskScan, threads bool) (*recor
 // threadLists adds the threads of the processes in v.
 func (g *Guest) threadLists(ctx context.Context, s *taskScan, v *record, met map[hypervisor.VirtAddr]struct{}, limit int) error {
 	v.threads = v.whole
+	s.left = threadSteps(limit)
 	for _, leader := range v.tasks {
-		if err := g.threadsOf(ctx, s, v, leader, met, limit-len(v.tasks)); err != nil {
+		if err := g.threadsOf(ctx, s, v, leader, met); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// threadsOf adds the threads of one process to v, but not the ones in met.
-func (g *Guest) threadsOf(ctx context.Context, s *taskScan, v *record, leader task, met map[hypervisor.VirtAddr]struct{}, limit int) error {
+// threadSteps is how many entries of lists of threads are met in one look at a
+// guest of at most limit tasks: each of them once, and some. A list that many
+// processes share would else be walked once for each.
+func threadSteps(limit int) int { return 2*limit + ctxEvery }
+
+// threadsOf adds the threads of one process to v, but not the ones in met. It
+// meets at most s.left of them.
+func (g *Guest) threadsOf(ctx context.Context, s *taskScan, v *record, leader task, met map[hypervisor.VirtAddr]struct{}) error {
 	f := &g.lay.task
 	if !f.signal.ok || !f.threadHead.ok || !f.threadNode.ok {
 		v.threads = false
@@ -118,7 +125,8 @@ func (g *Guest) threadsOf(ctx context.Context, s *taskScan, v *record, leader ta
 	err := g.r.check(leader.addr, leader.signal, 8)
 	if err == nil {
 		head := leader.signal + hypervisor.VirtAddr(f.threadHead.off)
-		round, err = g.r.walkList(ctx, head, forward, max(limit, 1), func(node, last hypervisor.VirtAddr) (links, error) {
+		round, err = g.r.walkList(ctx, head, forward, max(s.left, 0), func(node, last hypervisor.VirtAddr) (links, error) {
+			s.left--
 			t, err := s.read(&g.r, f, node-hypervisor.VirtAddr(f.threadNode.off))
 			if err != nil {
 				return links{}, err
@@ -234,18 +242,24 @@ func (g *Guest) pidIndex(ctx context.Context, s *taskScan, threads bool, known m
 }
 
 // livingThread returns the mm of a thread of t, which has none itself: the
-// first thread of a process may end before the others. 0 when there is none.
-func (g *Guest) livingThread(ctx context.Context, s *taskScan, t *task) hypervisor.VirtAddr {
-	var v record
-	// What is wrong with the list was told when the views were walked, or will
-	// be with ProcessOptions.Threads.
-	if err := g.threadsOf(ctx, s, &v, *t, map[hypervisor.VirtAddr]struct{}{}, maxThreads(g.mem)); err != nil {
-		return 0
+// first thread of a process may end before the others. 0 when there is none,
+// with an error when the list of threads could not be walked to its end: there
+// may be memory that is not seen.
+func (g *Guest) livingThread(ctx context.Context, s *taskScan, t *task) (hypervisor.VirtAddr, error) {
+	v := record{threads: true}
+	if t.signal == 0 {
+		return 0, nil // it is gone, but for its task_struct
+	}
+	if err := g.threadsOf(ctx, s, &v, *t, map[hypervisor.VirtAddr]struct{}{}); err != nil {
+		return 0, err
 	}
 	for i := range v.tasks {
 		if v.tasks[i].mm != 0 {
-			return v.tasks[i].mm
+			return v.tasks[i].mm, nil
 		}
 	}
-	return 0
+	if !v.threads && len(v.problems) > 0 {
+		return 0, v.problems[0].err
+	}
+	return 0, nil
 }
