@@ -21,6 +21,8 @@ func (a *app) policyCommand() *cobra.Command {
 		Long: `Test, try and compare policies. A policy is a folder of Rego and data files, or
 a bundle (tar.gz). It decides on events (see 'vantage scan --events FILE'); the
 word 'default' names the policy that ships with Vantage.`,
+		Example: `  vantage policy test my-policy/
+  vantage policy replay default found.ndjson --against my-policy/`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -138,6 +140,7 @@ is 3 then.`,
 		},
 	}
 	cmd.Flags().StringVar(&failMode, "fail-mode", string(policy.FailAlert), "what is decided when policy fails: alert, pause, ignore")
+	completeFlag(cmd, "fail-mode", failModes()...)
 	return cmd
 }
 

@@ -40,6 +40,13 @@ func (f *respondFlags) register(cmd *cobra.Command) {
 	fl.StringVar(&f.decisionLog, "decision-log", "", "append decisions to this file, one JSON object a line")
 	fl.StringVar(&f.events, "events", "", "append events to this file, one JSON object a line")
 	fl.StringVar(&f.eventForm, "event-format", "vantage", "form of --events: vantage or ocsf")
+	completeFlag(cmd, "fail-mode", failModes()...)
+	completeFlag(cmd, "event-format", "vantage", "ocsf")
+}
+
+// failModes returns the values of --fail-mode, for the shell.
+func failModes() []string {
+	return []string{string(policy.FailAlert), string(policy.FailPause), string(policy.FailIgnore)}
 }
 
 // closeTimeout is how long the last responses and log lines may take.

@@ -155,6 +155,7 @@ existing file means image:.`,
 	f.StringVar(&a.logLevel, "log-level", "warn", "what to log to stderr: debug, info, warn, error")
 	f.StringVar(&a.cacheDir, "cache-dir", defaultCacheDir(), "where kernel profiles are kept; empty: nowhere")
 	f.BoolVarP(&a.quiet, "quiet", "q", false, "no progress bar")
+	completeFlag(root, "log-level", "debug", "info", "warn", "error")
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return fmt.Errorf("%w (see '%s --help')", err, c.CommandPath())
 	})
@@ -164,6 +165,14 @@ existing file means image:.`,
 	)
 	root.SetUsageTemplate(root.UsageTemplate() + "\n" + exitHelp + "\n")
 	return root
+}
+
+// completeFlag offers a flag's values to the shell.
+func completeFlag(cmd *cobra.Command, flag string, values ...string) {
+	err := cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
+	if err != nil {
+		panic("complete --" + flag + ": " + err.Error()) // the flag is not there, or was completed before
+	}
 }
 
 // defaultCacheDir is root's system cache, or the user's own.
