@@ -96,6 +96,9 @@ func (n *Node) processTargets(ctx context.Context, g *linux.Guest, req ScanReque
 	}
 	cov.Merge(list.Coverage)
 	var targets []scanner.Target
+	keeper := newAreaKeeper()
+	// As many as the scanner believes of one target.
+	maxPages := 4*hypervisor.TotalSize(g.KernelSpace().Memory().Ranges())/hypervisor.PageSize + 1<<16
 	for i := range list.Processes {
 		p := &list.Processes[i]
 		if p.Hidden && req.OnHidden != nil {
@@ -119,18 +122,20 @@ func (n *Node) processTargets(ctx context.Context, g *linux.Guest, req ScanReque
 			cov.Add(fmt.Sprintf("mappings of pid %d", p.PID), p.KernelAddress, err)
 		}
 		cov.Merge(vcov)
+		as, err := keeper.areas(vmas)
+		if err != nil {
+			cov.Add(fmt.Sprintf("mappings of pid %d", p.PID), p.KernelAddress, err)
+		}
+		if as, err = withUnmapped(ctx, space, userEnd(space.Root().Mode), as, maxPages); err != nil {
+			if ctx.Err() != nil {
+				return nil, err
+			}
+			cov.Add(fmt.Sprintf("page tables of pid %d", p.PID), p.KernelAddress, err)
+		}
 		procs[p.PID] = p
-		targets = append(targets, scanner.ProcessTarget{PID: p.PID, Comm: p.Comm, Space: space, Areas: areas(vmas)})
+		targets = append(targets, scanner.ProcessTarget{PID: p.PID, Comm: p.Comm, Space: space, Areas: as})
 	}
 	return targets, nil
-}
-
-func areas(vmas []linux.VMA) []scanner.Area {
-	out := make([]scanner.Area, 0, len(vmas))
-	for _, v := range vmas {
-		out = append(out, scanner.Area{Start: v.Start, End: v.End, Name: v.Path, Perms: v.Perms})
-	}
-	return out
 }
 
 func kernelTarget(vm hypervisor.VM, g *linux.Guest) scanner.Target {
