@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -152,20 +153,18 @@ func (r *responder) hidden(ctx context.Context, out *scanOutput, vm hypervisor.I
 
 // handle writes e down, asks policy and carries out what it says.
 func (r *responder) handle(ctx context.Context, out *scanOutput, e event.Event) error {
-	if err := r.write(&e); err != nil {
-		return err
-	}
+	// A full disk is told, but stops no response: whoever fills it from within
+	// a guest must not keep the guest running.
+	failed := r.write(&e)
 	if r.engine == nil {
-		return nil
+		return failed
 	}
 	d := r.engine.Decide(ctx, &e)
 	if d.Err != nil && !r.app.json { // under --json the engine's own event tells of it
 		out.response("policy", "failed", ": "+d.Error+" (fail mode "+string(d.FailMode)+")")
 	}
 	for i, done := range r.exec.Execute(ctx, d, &e) {
-		if err := r.write(&done); err != nil {
-			return err
-		}
+		failed = cmp.Or(failed, r.write(&done))
 		text := ""
 		if i < len(d.Responses) {
 			text = ": " + d.Responses[i].Reason
@@ -174,14 +173,12 @@ func (r *responder) handle(ctx context.Context, out *scanOutput, e event.Event) 
 			text += ": " + done.Response.Error
 		}
 		if r.app.json {
-			if err := r.app.printJSONTo(&done); err != nil {
-				return err
-			}
+			failed = cmp.Or(failed, r.app.printJSONTo(&done))
 			continue
 		}
 		out.response(done.Response.Name, string(done.Response.Outcome), text)
 	}
-	return nil
+	return failed
 }
 
 // engineEvent takes what the policy engine tells of itself. An error of writing
