@@ -101,7 +101,7 @@ func (a *apt) kernelPackages(ctx context.Context, f Flavour) ([]string, error) {
 		if kernelPackage.MatchString(p) {
 			out = append(out, p)
 		}
-		queue = append(queue, kernelDepends(text)...)
+		queue = append(queue, depends(text, kernelPackage)...)
 	}
 	if len(out) == 0 {
 		return nil, fmt.Errorf("no package of flavour %s", f)
@@ -110,9 +110,9 @@ func (a *apt) kernelPackages(ctx context.Context, f Flavour) ([]string, error) {
 	return out, nil
 }
 
-// kernelDepends returns the kernel packages in the Depends field of a package's
-// record.
-func kernelDepends(record string) []string {
+// depends returns the packages in the Depends field of a package's record whose
+// names match.
+func depends(record string, match *regexp.Regexp) []string {
 	var out []string
 	for line := range strings.SplitSeq(record, "\n") {
 		deps, ok := strings.CutPrefix(line, "Depends:")
@@ -120,7 +120,7 @@ func kernelDepends(record string) []string {
 			continue
 		}
 		for d := range strings.SplitSeq(deps, ",") {
-			if f := strings.Fields(d); len(f) > 0 && kernelPackage.MatchString(f[0]) {
+			if f := strings.Fields(d); len(f) > 0 && match.MatchString(f[0]) {
 				out = append(out, f[0])
 			}
 		}

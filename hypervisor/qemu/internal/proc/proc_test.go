@@ -13,9 +13,16 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/vantage-vmi/vantage/hypervisor"
+	"github.com/vantage-vmi/vantage/internal/lab/labtest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestKernelConstants(t *testing.T) {
+	labtest.CheckConstants(t, []labtest.Constant{
+		{Header: "include/linux/sched.h", Name: "PF_EXITING", Holds: labtest.Is(pfExiting)},
+	})
+}
 
 func testdata(t testing.TB, name string) []byte {
 	t.Helper()

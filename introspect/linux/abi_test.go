@@ -1,0 +1,39 @@
+package linux
+
+import (
+	"testing"
+
+	"github.com/vantage-vmi/vantage/internal/lab/labtest"
+)
+
+// What BTF does not tell, since they are macros, is what the headers say.
+func TestKernelConstants(t *testing.T) {
+	const (
+		sched   = "include/linux/sched.h"
+		mm      = "include/linux/mm.h"
+		maple   = "include/linux/maple_tree.h"
+		pgtable = "arch/x86/include/asm/pgtable_types.h"
+	)
+	labtest.CheckConstants(t, []labtest.Constant{
+		{Header: sched, Name: "PF_KTHREAD", Holds: labtest.Is(pfKthread)},
+		{Header: sched, Name: "TASK_REPORT", Holds: labtest.Is(taskReport)},
+		{Header: sched, Name: "TASK_IDLE", Holds: labtest.Is(taskIdle)},
+		{Header: sched, Name: "TASK_RTLOCK_WAIT", Holds: labtest.Is(taskRTLockWait)},
+		{Header: sched, Name: "TASK_FROZEN", Holds: labtest.Is(taskFrozen)},
+		{Header: "include/linux/threads.h", Name: "PID_MAX_LIMIT", Holds: labtest.Is(maxPID)},
+		{Header: "include/linux/pid_namespace.h", Name: "MAX_PID_NS_LEVEL", Holds: labtest.Is(maxPIDLevels)},
+		{Header: mm, Name: "VM_READ", Holds: labtest.Is(vmRead)},
+		{Header: mm, Name: "VM_WRITE", Holds: labtest.Is(vmWrite)},
+		{Header: mm, Name: "VM_EXEC", Holds: labtest.Is(vmExec)},
+		{Header: mm, Name: "VM_MAYSHARE", Holds: labtest.Is(vmMayShare)},
+		{Header: maple, Name: "MAPLE_NODE_MASK", Holds: labtest.Is(mapleNodeMask)},
+		{Header: maple, Name: "MAPLE_RESERVED_RANGE", Holds: labtest.Is(mapleMaxPrivate)},
+		{Header: "include/linux/fs.h", Name: "FMODE_BACKING", Holds: func(bit uint64) bool { return bit&^fmodeMayBack == 0 }},
+		{Header: "include/uapi/linux/limits.h", Name: "NAME_MAX", Holds: labtest.Is(nameMax)},
+		{Header: pgtable, Name: "_PAGE_BIT_PRESENT", Holds: labtest.Is(0)},
+		{Header: pgtable, Name: "_PAGE_BIT_PROTNONE", Holds: func(bit uint64) bool {
+			_, ok := protNone(1 << bit)
+			return ok
+		}},
+	})
+}
