@@ -96,6 +96,7 @@ func (n *Node) processTargets(ctx context.Context, g *linux.Guest, req ScanReque
 	}
 	cov.Merge(list.Coverage)
 	var targets []scanner.Target
+	var gone []*linux.Process
 	keeper := newAreaKeeper()
 	// As many as the scanner believes of one target.
 	maxPages := 4*hypervisor.TotalSize(g.KernelSpace().Memory().Ranges())/hypervisor.PageSize + 1<<16
@@ -110,11 +111,19 @@ func (n *Node) processTargets(ctx context.Context, g *linux.Guest, req ScanReque
 			continue
 		}
 		space, err := g.ProcessSpace(*p)
+		if errors.Is(err, linux.ErrGone) {
+			gone = append(gone, p)
+			continue
+		}
 		if err != nil {
 			cov.Add(fmt.Sprintf("page tables of pid %d", p.PID), p.KernelAddress, err)
 			continue
 		}
 		vmas, vcov, err := g.VMAs(ctx, *p)
+		if errors.Is(err, linux.ErrGone) {
+			gone = append(gone, p)
+			continue
+		}
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil, err
@@ -135,7 +144,28 @@ func (n *Node) processTargets(ctx context.Context, g *linux.Guest, req ScanReque
 		procs[p.PID] = p
 		targets = append(targets, scanner.ProcessTarget{PID: p.PID, Comm: p.Comm, Space: space, Areas: as})
 	}
-	return targets, nil
+	return targets, stillThere(ctx, g, gone, cov)
+}
+
+// stillThere adds to cov those of gone that a second look finds again. Processes
+// end while a guest runs, and then nothing of them was missed; but one that only
+// was not what it was when it was looked at must not slip through.
+func stillThere(ctx context.Context, g *linux.Guest, gone []*linux.Process, cov *introspect.Coverage) error {
+	if len(gone) == 0 {
+		return nil
+	}
+	again, err := g.Processes(ctx, linux.ProcessOptions{})
+	if err != nil {
+		return fmt.Errorf("list processes again: %w", err)
+	}
+	for _, p := range gone {
+		if slices.ContainsFunc(again.Processes, func(q linux.Process) bool {
+			return q.PID == p.PID || q.KernelAddress == p.KernelAddress && q.StartTime.Equal(p.StartTime)
+		}) {
+			cov.Add(fmt.Sprintf("memory of pid %d", p.PID), p.KernelAddress, linux.ErrGone)
+		}
+	}
+	return nil
 }
 
 func kernelTarget(vm hypervisor.VM, g *linux.Guest) scanner.Target {

@@ -406,6 +406,16 @@ func TestFullDiskIsSaid(t *testing.T) {
 	if r.status != exitFailed || !strings.Contains(r.stderr, "no space left") {
 		t.Errorf("events on a full disk: status %d: %s", r.status, r.stderr)
 	}
+	// Nothing that is lost on the way keeps a response back.
+	two := filepath.Join(t.TempDir(), "two.yar")
+	text := "rule one { strings: $a = \"VANTAGE\" condition: $a } rule two { strings: $a = \"PAYLOAD\" condition: $a }"
+	if err := os.WriteFile(two, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r = vantage(t, "scan", hit, "--physical", "--rules", two, "--events", "/dev/full", "--respond", "--dry-run")
+	if n := strings.Count(r.stdout, "-> alert: dry_run"); r.status != exitFailed || !strings.Contains(r.stderr, "no space left") || n != 2 {
+		t.Errorf("events on a full disk: %d of 2 findings answered, status %d: %s%s", n, r.status, r.stdout, r.stderr)
+	}
 	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)

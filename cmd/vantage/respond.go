@@ -62,6 +62,7 @@ type responder struct {
 	file   io.Closer
 	vms    *node.OpenVMs
 	engine *policy.Engine // nil: policy is not asked
+	failed error          // the first that kept no response back; see later
 	exec   *policy.Executor
 	log    *policy.DecisionLog
 }
@@ -141,21 +142,29 @@ func (r *responder) finding(ctx context.Context, out *scanOutput, vm hypervisor.
 	return r.handle(ctx, out, node.FindingEvent(r.source, vm, f))
 }
 
+// later keeps err for the end of the run where policy answers: whoever fills the
+// disk from within a guest must not keep later findings from being answered.
+func (r *responder) later(err error) error {
+	if r.engine == nil {
+		return err
+	}
+	r.failed = cmp.Or(r.failed, err)
+	return nil
+}
+
 func (r *responder) summary(ctx context.Context, out *scanOutput, vm hypervisor.Info, s scanner.Summary) error {
 	return r.handle(context.WithoutCancel(ctx), out, node.SummaryEvent(r.source, vm, s))
 }
 
 func (r *responder) hidden(ctx context.Context, out *scanOutput, vm hypervisor.Info) func(linux.Process) error {
 	return func(p linux.Process) error {
-		return r.handle(ctx, out, node.HiddenEvent(r.source, vm, p))
+		return r.later(r.handle(ctx, out, node.HiddenEvent(r.source, vm, p)))
 	}
 }
 
 // handle writes e down, asks policy and carries out what it says.
 func (r *responder) handle(ctx context.Context, out *scanOutput, e event.Event) error {
-	// A full disk is told, but stops no response: whoever fills it from within
-	// a guest must not keep the guest running.
-	failed := r.write(&e)
+	failed := r.write(&e) // told, but no reason not to answer
 	if r.engine == nil {
 		return failed
 	}
@@ -203,7 +212,7 @@ func (r *responder) write(e *event.Event) error {
 func (r *responder) close(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()
-	var errs []error
+	errs := []error{r.failed}
 	if r.engine != nil {
 		errs = append(errs, r.engine.Close())
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -95,8 +96,9 @@ func (a *app) scan(ctx context.Context, names []string, f *scanFlags) (err error
 		return err
 	}
 	defer func() {
-		if cerr := resp.close(ctx); cerr != nil && err == nil {
-			err = cerr
+		var status *exitError
+		if cerr := resp.close(ctx); cerr != nil && (err == nil || errors.As(err, &status) && status.err == nil) {
+			err = cerr // more than a status that says what was found
 		}
 	}()
 	out := newScanOutput(a)
@@ -136,10 +138,8 @@ func (a *app) scanOne(ctx context.Context, n *node.Node, name string, f *scanFla
 		Kernel:    f.kernel || len(f.pids) == 0 && !f.physical,
 		Physical:  f.physical,
 		OnFinding: func(fi node.Finding) error {
-			if err := out.finding(&fi); err != nil {
-				return err
-			}
-			return resp.finding(ctx, out, info, fi)
+			err := out.finding(&fi)
+			return resp.later(cmp.Or(err, resp.finding(ctx, out, info, fi)))
 		},
 		OnHidden:   resp.hidden(ctx, out, info),
 		OnProgress: out.progress(),

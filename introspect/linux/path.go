@@ -15,7 +15,7 @@ const (
 	maxPathSteps = maxPathBytes
 	// maxLookSteps bounds the steps of all paths of one look at the guest: a
 	// hostile one could make each path as long as a path may be.
-	maxLookSteps = 4 << 20
+	maxLookSteps = 1 << 20
 	deletedMark  = " (deleted)"
 	// fmodeMayBack has the bits that say that a struct file lies in a struct
 	// backing_file, which has the path that the user knows
