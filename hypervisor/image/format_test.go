@@ -258,3 +258,20 @@ func TestELFNotes(t *testing.T) {
 		t.Errorf("NT_PRSTATUS: %+v", r)
 	}
 }
+
+// Segments that follow each other are one; a truncated file that ends before
+// them has nothing of it.
+func TestTruncatedBeforeSegments(t *testing.T) {
+	data := pattern(0x1000, 0x1000)
+	b := encodeELF(nil, piece{0x1000, data}, piece{0x5000, data}, piece{0x6000, data}, piece{0x7000, data})
+	cut := bytes.LastIndex(b[:len(b)-0x1000], data[:64]) - 0x1800 // within the second piece
+	im, err := parseBytes(b[:cut], params{format: formatELF, partial: true})
+	checkParsed(t, b[:cut], im, err)
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := im.segments[len(im.segments)-1]
+	if last.phys != 0x5000 || last.size != 0x3000 || last.have >= 0x1000 {
+		t.Errorf("the segment that the file ends in: %+v", last)
+	}
+}

@@ -292,3 +292,33 @@ func TestPartial(t *testing.T) {
 		})
 	}
 }
+
+// Memory that is named in pieces and merged, in a file that was cut in the first
+// of them or before it: the pieces that are missing must not be made up.
+func TestPartialOfMergedPieces(t *testing.T) {
+	data := pattern(0, 1<<20)
+	const at = 64 + 4*56 // where the pieces begin in the file
+	for name, have := range map[string]int{"in the first": 0x41000, "in the second": 0x7f000, "before the first": -8} {
+		t.Run(name, func(t *testing.T) {
+			file := encodeELF(nil, piece{0, data[:0x50000]}, piece{0x50000, data[0x50000:0x80000]}, piece{0x80000, data[0x80000:]})
+			vm := open(t, writeFile(t, "cut.elf", file[:at+have])+"?partial=1")
+			have = max(0, have)
+			p := make([]byte, 1<<20)
+			n, err := vm.ReadPhys(p, 0)
+			if n != have || !errors.Is(err, hypervisor.ErrUnreadable) || !bytes.Equal(p[:n], data[:n]) {
+				t.Errorf("ReadPhys = %#x, %v; want %#x", n, err, have)
+			}
+			for _, gpa := range []hypervisor.PhysAddr{0x60000, 0x90000, 1<<20 - 1} {
+				if int(gpa) < have {
+					continue
+				}
+				if n, err := vm.ReadPhys(p[:1], gpa); n != 0 || !errors.Is(err, hypervisor.ErrUnreadable) {
+					t.Errorf("ReadPhys at %v = %d, %v", gpa, n, err)
+				}
+				if v, err := vm.(hypervisor.Mapper).MapPhys(gpa, 1); !errors.Is(err, hypervisor.ErrUnreadable) {
+					t.Errorf("MapPhys at %v = %d bytes, %v", gpa, len(v), err)
+				}
+			}
+		})
+	}
+}

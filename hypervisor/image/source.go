@@ -179,7 +179,6 @@ func (s *source) sortSegments(segs []segment, what string) ([]segment, error) {
 			// Nothing new.
 		case follows:
 			last.size = uint64(g.end() - last.phys)
-			last.have = min(last.size, max(last.have, uint64(g.phys-last.phys)+g.have))
 		case g.phys == last.end():
 			out = append(out, g)
 		default:
@@ -189,6 +188,13 @@ func (s *source) sortSegments(segs []segment, what string) ([]segment, error) {
 	}
 	if len(out) == 0 {
 		return nil, s.errorf(0, "%s: no memory in this file", what)
+	}
+	for i := range out {
+		// Only now is it known where a segment ends; of one that a truncated
+		// file has nothing of, not even the beginning is in it.
+		g := &out[i]
+		g.off = min(g.off, s.size)
+		g.have = min(g.size, uint64(s.size-g.off))
 	}
 	return out, nil
 }
