@@ -10,12 +10,11 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/vantage-vmi/vantage/event"
+	"github.com/vantage-vmi/vantage/internal/lab/labtest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { labtest.Main(m) }
 
 // patience is how long tests wait for what must happen; slow machines need it.
 const patience = 30 * time.Second

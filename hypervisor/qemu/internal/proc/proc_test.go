@@ -9,14 +9,13 @@ import (
 	"slices"
 	"strings"
 	"testing"
-
-	"go.uber.org/goleak"
+	"time"
 
 	"github.com/vantage-vmi/vantage/hypervisor"
 	"github.com/vantage-vmi/vantage/internal/lab/labtest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { labtest.Main(m) }
 
 func TestKernelConstants(t *testing.T) {
 	labtest.CheckConstants(t, []labtest.Constant{
@@ -46,7 +45,12 @@ func TestProcessEnds(t *testing.T) {
 	if p.StartTime == 0 || p.Check() != nil || p.CheckNow() != nil {
 		t.Errorf("start time %d, %v", p.StartTime, p.Check())
 	}
-	if args, err := p.Cmdline(0); err != nil || !slices.Equal(args, []string{"sleep", "1000"}) {
+	// Start returns while the new program is still being set up.
+	var args []string
+	for deadline := time.Now().Add(30 * time.Second); len(args) == 0 && err == nil && time.Now().Before(deadline); {
+		args, err = p.Cmdline(0)
+	}
+	if err != nil || !slices.Equal(args, []string{"sleep", "1000"}) {
 		t.Errorf("Cmdline = %q, %v", args, err)
 	}
 	if err := cmd.Process.Kill(); err != nil {
