@@ -9,8 +9,8 @@ import (
 
 // Range is a run of guest-physical RAM: Size bytes from Start.
 type Range struct {
-	Start PhysAddr
-	Size  uint64
+	Start PhysAddr `json:"start"`
+	Size  uint64   `json:"size"`
 }
 
 // End returns the address one past the range's last byte. A valid range never

@@ -2,13 +2,21 @@ package main
 
 import (
 	"bytes"
+	"encoding"
 	"encoding/json"
+	"reflect"
+	"regexp"
 	"strings"
 	"testing"
+	"time"
 	"unicode"
 
+	"github.com/vantage-vmi/vantage/event"
+	"github.com/vantage-vmi/vantage/hypervisor"
+	"github.com/vantage-vmi/vantage/introspect"
 	"github.com/vantage-vmi/vantage/introspect/linux"
 	"github.com/vantage-vmi/vantage/node"
+	"github.com/vantage-vmi/vantage/policy"
 	"github.com/vantage-vmi/vantage/scanner"
 )
 
@@ -43,5 +51,52 @@ func TestJSONIsSafeOnATerminal(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+var snake = regexp.MustCompile(`^[a-z][a-z0-9]*(_[a-z0-9]+)*$`)
+
+// checkKeys fails the test for each key of t's JSON form that is not in snake
+// case: the names are a contract.
+func checkKeys(t *testing.T, path string, typ reflect.Type, seen map[reflect.Type]bool) {
+	t.Helper()
+	switch typ.Kind() {
+	case reflect.Pointer, reflect.Slice, reflect.Array, reflect.Map:
+		checkKeys(t, path, typ.Elem(), seen)
+		return
+	case reflect.Struct:
+	default:
+		return
+	}
+	if seen[typ] || typ == reflect.TypeFor[time.Time]() || typ.Implements(reflect.TypeFor[encoding.TextMarshaler]()) {
+		return
+	}
+	seen[typ] = true
+	for i := range typ.NumField() {
+		f := typ.Field(i)
+		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+		switch {
+		case name == "-", !f.IsExported() && !f.Anonymous:
+		case f.Anonymous && name == "":
+			checkKeys(t, path, f.Type, seen)
+		case !snake.MatchString(name):
+			t.Errorf("%s.%s (%s): key %q", path, f.Name, typ, name)
+		default:
+			checkKeys(t, path+"."+name, f.Type, seen)
+		}
+	}
+}
+
+func TestJSONKeysAreSnakeCase(t *testing.T) {
+	for name, typ := range map[string]reflect.Type{
+		"vms": reflect.TypeFor[hypervisor.Info](), "info": reflect.TypeFor[vmInfo](),
+		"ps": reflect.TypeFor[linux.Process](), "modules": reflect.TypeFor[linux.Module](),
+		"finding": reflect.TypeFor[scanner.Finding](), "summary": reflect.TypeFor[totals](),
+		"policy test": reflect.TypeFor[policy.TestReport](), "policy eval": reflect.TypeFor[policy.EvalResult](),
+		"policy replay": reflect.TypeFor[policy.ReplayReport](), "change": reflect.TypeFor[policy.Change](),
+		"event": reflect.TypeFor[event.Event](), "version": reflect.TypeFor[versionInfo](), "decision": reflect.TypeFor[policy.Decision](),
+		"problem": reflect.TypeFor[introspect.Problem](), "input": reflect.TypeFor[policy.Input](),
+	} {
+		checkKeys(t, name, typ, map[reflect.Type]bool{})
 	}
 }
