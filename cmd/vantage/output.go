@@ -28,7 +28,7 @@ func (a *app) incomplete(c *introspect.Coverage) error {
 	}
 	problems := c.Problems()
 	if a.json {
-		err := a.printJSONTo(struct {
+		err := a.printJSONErr(struct {
 			Incomplete bool                 `json:"incomplete"`
 			Total      int                  `json:"problems_total"`
 			Problems   []introspect.Problem `json:"problems"`
@@ -50,9 +50,9 @@ func (a *app) incomplete(c *introspect.Coverage) error {
 	return &exitError{code: exitIncomplete}
 }
 
-// printJSONTo prints v as one line on stderr, where all that is not a result
+// printJSONErr prints v as one line on stderr, where all that is not a result
 // goes.
-func (a *app) printJSONTo(v any) error {
+func (a *app) printJSONErr(v any) error {
 	b, err := event.MarshalLine(v)
 	if err != nil {
 		return fmt.Errorf("encode output: %w", err)

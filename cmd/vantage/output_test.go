@@ -37,7 +37,7 @@ func TestJSONIsSafeOnATerminal(t *testing.T) {
 			if err := a.printJSON(v); err != nil {
 				t.Fatal(err)
 			}
-			if err := a.printJSONTo(v); err != nil {
+			if err := a.printJSONErr(v); err != nil {
 				t.Fatal(err)
 			}
 			for _, text := range []string{out.String(), errs.String()} {

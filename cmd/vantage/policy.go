@@ -173,7 +173,7 @@ func (a *app) badLines(in policy.Input) error {
 		return nil
 	}
 	if a.json {
-		if err := a.printJSONTo(in); err != nil {
+		if err := a.printJSONErr(in); err != nil {
 			return err
 		}
 		return &exitError{code: exitIncomplete}

@@ -182,7 +182,7 @@ func (r *responder) handle(ctx context.Context, out *scanOutput, e event.Event) 
 			text += ": " + done.Response.Error
 		}
 		if r.app.json {
-			failed = cmp.Or(failed, r.app.printJSONTo(&done))
+			failed = cmp.Or(failed, r.app.printJSONErr(&done))
 			continue
 		}
 		out.response(done.Response.Name, string(done.Response.Outcome), text)
@@ -195,7 +195,7 @@ func (r *responder) handle(ctx context.Context, out *scanOutput, e event.Event) 
 func (r *responder) engineEvent(e event.Event) {
 	_ = r.write(&e)
 	if r.app.json {
-		_ = r.app.printJSONTo(&e)
+		_ = r.app.printJSONErr(&e)
 	}
 }
 

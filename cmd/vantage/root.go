@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -109,11 +108,11 @@ func asksForJSON(args []string) bool {
 
 func (a *app) printError(err error, code int) {
 	if a.json {
-		b, _ := json.Marshal(struct {
+		// Nothing is left to tell of an error of telling.
+		_ = a.printJSONErr(struct {
 			Error  string `json:"error"`
 			Status int    `json:"status"`
 		}{err.Error(), code})
-		fmt.Fprintf(a.stderr, "%s\n", b)
 		return
 	}
 	fmt.Fprintf(a.stderr, "vantage: %s\n", escapeLines(err.Error()))
