@@ -16,25 +16,25 @@ import (
 	"github.com/vantage-vmi/vantage/internal/lab/labtest"
 )
 
-// TestNested runs the TestInner… under KVM with nested paging.
+// TestNested runs under KVM with nested paging.
 func TestNested(t *testing.T) {
 	labtest.NeedRoot(t)
-	k := labtest.Kernel(t, lab.Bookworm)
-	labtest.Nested(t, "^TestInner", lab.NestedConfig{InnerKernel: k})
+	labtest.NestedGroup(t, lab.NestedConfig{InnerKernel: labtest.Kernel(t, lab.Bookworm)}, func(t *testing.T) {
+		t.Run("firmware", testFirmware)
+		t.Run("linux", testLinux)
+	})
 }
 
 // Registers of a VM whose firmware has come to rest; its second vCPU waits to
 // be started.
-func TestInnerFirmware(t *testing.T) {
-	labtest.OnlyNested(t)
+func testFirmware(t *testing.T) {
 	m := start(t, false, "-accel", "kvm", "-machine", "pc", "-m", "128", "-smp", "2")
 	awaitBIOS(t, m)
 	checkPassive(t, m.target(), m.hmp)
 }
 
 // Registers of a Linux guest.
-func TestInnerLinux(t *testing.T) {
-	labtest.OnlyNested(t)
+func testLinux(t *testing.T) {
 	g := labtest.Boot(t, lab.Config{
 		Name: "passive", Kernel: labtest.Kernel(t, lab.Bookworm), Accel: "kvm",
 		Memory: 256 * lab.MiB, QMP: true, KASLR: true,

@@ -40,16 +40,6 @@ func NestedGroup(t *testing.T, cfg lab.NestedConfig, fn func(t *testing.T)) {
 	runNested(t, "^"+t.Name()+"$", t.Name()+"/", cfg)
 }
 
-// Nested is NestedGroup for whole test functions of the calling package, those
-// whose names match the regular expression run and that call OnlyNested.
-func Nested(t *testing.T, run string, cfg lab.NestedConfig) {
-	t.Helper()
-	if InsideNested() {
-		t.Skip("runs on the outside of the nested bed")
-	}
-	runNested(t, run, "", cfg)
-}
-
 // runNested reports the tests whose names begin with prefix, without it.
 func runNested(t *testing.T, run, prefix string, cfg lab.NestedConfig) {
 	t.Helper()
@@ -110,13 +100,4 @@ func lastBytes(s string, n int) string {
 		}
 		return r
 	}, s[max(0, len(s)-n):])
-}
-
-// OnlyNested skips a test that makes sense only inside the guest of Nested. It
-// runs there, so this is not a skip that CI minds.
-func OnlyNested(t testing.TB) {
-	t.Helper()
-	if !InsideNested() {
-		t.Skip("runs inside the nested bed")
-	}
 }
