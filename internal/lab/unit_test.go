@@ -17,13 +17,13 @@ func TestDebianSource(t *testing.T) {
 	const deb822 = `# a comment
 Types: deb
 # http://snapshot.debian.org/archive/debian/20250520T000000Z
-URIs: http://deb.debian.org/debian
+URIs: http://mirror.example/debian
 Suites: bookworm bookworm-updates
 Components: main
 Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
 
 Types: deb
-URIs: http://deb.debian.org/debian-security
+URIs: http://mirror.example/debian-security
 Suites: bookworm-security
 Components: main
 `
@@ -36,7 +36,7 @@ deb [arch=amd64 signed-by=/k.gpg] https://mirror.example/debian/ bookworm main c
 		file, text string
 		uri, sig   string
 	}{
-		"deb822":   {"sources.list.d/debian.sources", deb822, "http://deb.debian.org/debian", "Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg\n"},
+		"deb822":   {"sources.list.d/debian.sources", deb822, "http://mirror.example/debian", "Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg\n"},
 		"one line": {"sources.list", oneLine, "https://mirror.example/debian/", "Signed-By: /k.gpg\n"},
 		"disabled": {"sources.list.d/x.sources", "Enabled: no\n" + deb822[len("# a comment\n"):], "", ""},
 		"other":    {"sources.list.d/x.list", "deb https://deb.nodesource.com/node_20.x nodistro main\n", "", ""},
