@@ -272,7 +272,11 @@ func TestHeldMonitorIsSaid(t *testing.T) {
 	if r := vantage(t, "ps", g.Name()); r.status != exitOK {
 		t.Errorf("ps with a held monitor: status %d: %s", r.status, r.stderr)
 	}
-	r := vantage(t, "scan", g.Name(), "--respond")
+	r := vantage(t, "info", g.Name())
+	if r.status != exitOK || !strings.Contains(r.stdout, "held by another client") {
+		t.Errorf("info with a held monitor: status %d: %s%s", r.status, r.stdout, r.stderr)
+	}
+	r = vantage(t, "scan", g.Name(), "--respond")
 	if r.status != exitFound || !strings.Contains(r.stdout, "pause: failed") || !strings.Contains(r.stdout, "held by another client") {
 		t.Errorf("scan --respond with a held monitor: status %d: %s%s", r.status, r.stdout, r.stderr)
 	}

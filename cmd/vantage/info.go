@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -25,6 +26,7 @@ understood the first part is told, and the status is 2.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withVM(cmd.Context(), args[0], func(n *node.Node, vm hypervisor.VM) error {
 				out := vmInfo{VM: vm.Info(), Ranges: vm.Ranges()}
+				out.StateUnknown = whyUnknown(cmd.Context(), vm, out.VM.State)
 				g, lookErr := n.Linux(cmd.Context(), vm)
 				if lookErr != nil {
 					if err := a.printInfo(out); err != nil {
@@ -48,18 +50,40 @@ understood the first part is told, and the status is 2.`,
 
 // vmInfo is what `vantage info` prints.
 type vmInfo struct {
-	VM     hypervisor.Info    `json:"vm"`
-	Ranges []hypervisor.Range `json:"memory_ranges"`
-	Guest  *linux.Info        `json:"guest,omitempty"`
+	VM hypervisor.Info `json:"vm"`
+	// StateUnknown says why the state is not known: a monitor that another
+	// client holds, or none.
+	StateUnknown string             `json:"state_unknown,omitempty"`
+	Ranges       []hypervisor.Range `json:"memory_ranges"`
+	Guest        *linux.Info        `json:"guest,omitempty"`
+}
+
+// whyUnknown asks a VM whose state is not known for the reason.
+func whyUnknown(ctx context.Context, vm hypervisor.VM, state hypervisor.State) string {
+	if state != hypervisor.StateUnknown {
+		return ""
+	}
+	p, err := hypervisor.As[hypervisor.Pauser](vm)
+	if err == nil {
+		_, err = p.State(ctx)
+	}
+	if err == nil {
+		return "" // it can be asked by now
+	}
+	return err.Error()
 }
 
 func (a *app) printInfo(i vmInfo) error {
 	if a.json {
 		return a.printJSON(i)
 	}
+	state := string(i.VM.State)
+	if i.StateUnknown != "" {
+		state += ": " + i.StateUnknown
+	}
 	lines := [][2]string{
 		{"VM", i.VM.Name + " (" + i.VM.URI + ")"},
-		{"State", string(i.VM.State)},
+		{"State", state},
 		{"Memory", bytesText(i.VM.MemoryBytes)},
 		{"vCPUs", countText(i.VM.VCPUs)},
 		{"Host PID", countText(i.VM.PID)},

@@ -16,7 +16,7 @@ import (
 func TestDebianSource(t *testing.T) {
 	const deb822 = `# a comment
 Types: deb
-# http://snapshot.debian.org/archive/debian/20250520T000000Z
+# where this came from
 URIs: http://mirror.example/debian
 Suites: bookworm bookworm-updates
 Components: main
