@@ -23,7 +23,8 @@ func TestOverlay(t *testing.T) {
 				cp /bin/busybox /tmp/lower/bin/sleep
 				mount -t overlay overlay -o lowerdir=/tmp/lower,upperdir=/tmp/upper,workdir=/tmp/work /tmp/merged
 				/tmp/merged/bin/sleep 100000 >/dev/null 2>&1 &
-				while ! grep -q merged /proc/$!/maps; do :; done
+				# It has set up its memory when it sleeps.
+				until grep -q nanosleep /proc/$!/wchan; do usleep 10000; done
 				echo $!
 				readlink /proc/$!/exe
 				cat /proc/$!/maps`)
