@@ -54,10 +54,6 @@ func Registers(ctx context.Context, p *proc.Process) (regs []hypervisor.Register
 	if err != nil {
 		return nil, err
 	}
-	threads, err := kickable(p)
-	if err != nil {
-		return nil, err
-	}
 	if err := checkSyncRegs(p, fds); err != nil {
 		return nil, err
 	}
@@ -73,8 +69,9 @@ func Registers(ctx context.Context, p *proc.Process) (regs []hypervisor.Register
 	if err != nil {
 		return nil, err
 	}
-	if len(threads) < len(cpus) {
-		return nil, fmt.Errorf("%w: %d threads for %d vCPUs", ErrNoKick, len(threads), len(cpus))
+	threads, err := awaitKickable(ctx, p, len(cpus))
+	if err != nil {
+		return nil, err
 	}
 	for _, c := range cpus {
 		c.arm()
@@ -154,6 +151,25 @@ func checkSyncRegs(p *proc.Process, fds map[int]string) error {
 		return nil
 	}
 	return ErrNoKVM
+}
+
+// awaitKickable returns the threads that take the kick, at least want. A vCPU's
+// thread that begins, or that the C library has shut to signals for a moment,
+// takes it a little later.
+func awaitKickable(ctx context.Context, p *proc.Process, want int) ([]int, error) {
+	for begin := time.Now(); ; {
+		threads, err := kickable(p)
+		if err != nil || len(threads) >= want {
+			return threads, err
+		}
+		if time.Since(begin) > giveUp {
+			return nil, fmt.Errorf("%w: %d threads for %d vCPUs", ErrNoKick, len(threads), want)
+		}
+		if err := ctx.Err(); err != nil {
+			return nil, context.Cause(ctx)
+		}
+		time.Sleep(time.Millisecond) //nolint:forbidigo // polls: a signal mask gives no event
+	}
 }
 
 // kickable returns the threads that take the kick.
