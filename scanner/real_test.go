@@ -98,10 +98,13 @@ func difference(a, b []place) (only []place) {
 	return only
 }
 
-// payload has its value put together in the guest, so that it is in no file.
+// payload has its value put together in the guest, so that it is in no file. It
+// waits by opening a FIFO that has no writer, not by a command: a child would
+// have a copy of the value until it has begun its program.
 const payload = `
 A=VANTAGE-TEST; B=PAYLOAD
-sh -c 'X=$0-$1-in-anonymous-memory; : > /started; while :; do sleep 1000; done' $A $B &
+mkfifo /never
+sh -c 'X=$0-$1-in-anonymous-memory; : > /started; read Y < /never' $A $B &
 P=$!
 until [ -e /started ]; do usleep 1000; done
 echo $P
