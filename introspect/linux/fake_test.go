@@ -184,7 +184,7 @@ func newFake(t testing.TB, n int) *fake {
 	}
 	root := paging.Root{Mode: paging.Mode4Level, CR3: fakeTables, NX: true}
 	k := &profile.Kernel{Release: "6.1.0-fake", VirtBase: linkBase, PageOffset: fakeBase, Root: root, Space: paging.New(f.ram, root)}
-	f.guest = &Guest{mem: f.ram, kernel: k, lay: lay, log: slog.New(slog.DiscardHandler)}
+	f.guest = &Guest{mem: f.ram, kernel: k, lay: lay, log: slog.New(slog.DiscardHandler), types: f.types, symbol: f.symbol}
 	f.guest.r = reader{virtReader: k.Space, lowest: kernelHalf4Level}
 	f.globals()
 	for pid := 1; pid <= n; pid++ {
@@ -192,6 +192,11 @@ func newFake(t testing.TB, n int) *fake {
 	}
 	f.modules()
 	return f
+}
+
+// symbol finds none: the fake's variables are set one by one.
+func (f *fake) symbol(name string) (hypervisor.VirtAddr, error) {
+	return 0, fmt.Errorf("%s: %w", name, profile.ErrNoSymbol)
 }
 
 func (f *fake) alloc(n, align uint64) hypervisor.VirtAddr {

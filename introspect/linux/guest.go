@@ -2,9 +2,9 @@ package linux
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 
 	"github.com/vantage-vmi/vantage/hypervisor"
 	"github.com/vantage-vmi/vantage/introspect/linux/profile"
@@ -30,6 +30,9 @@ type Guest struct {
 	lay    *layout
 	sym    symbols
 	log    *slog.Logger
+	types  types
+	symbol func(name string) (hypervisor.VirtAddr, error) // profile.Kernel.Symbol
+	tables sync.Map                                       // reflect.Type of a factTable → *lookedUp
 }
 
 // symbols are the addresses of the kernel's variables; 0 for those that this
@@ -69,7 +72,7 @@ func newGuest(mem hypervisor.Memory, k *profile.Kernel, log *slog.Logger) (*Gues
 	for _, m := range lay.missing {
 		log.Debug("kernel lacks a member", "member", m)
 	}
-	g := &Guest{mem: mem, kernel: k, lay: lay, log: log}
+	g := &Guest{mem: mem, kernel: k, lay: lay, log: log, types: k.Types, symbol: k.Symbol}
 	g.r = reader{virtReader: k.Space, lowest: lowestKernel(k.Root.Mode)}
 	if err := g.sym.find(k.Symbol); err != nil {
 		return nil, err
@@ -90,30 +93,20 @@ func (s *symbols) find(lookup func(string) (hypervisor.VirtAddr, error)) error {
 	if s.initTask, err = lookup("init_task"); err != nil {
 		return fmt.Errorf("symbol init_task: %w", err)
 	}
-	for _, v := range []struct {
-		to    *hypervisor.VirtAddr
-		names []string
-	}{
-		{&s.initPIDNS, []string{"init_pid_ns"}},
-		{&s.initUTSNS, []string{"init_uts_ns"}},
-		{&s.commandLine, []string{"saved_command_line"}},
-		{&s.modules, []string{"modules"}},
-		{&s.modTree, []string{"mod_tree"}},
-		{&s.moduleKset, []string{"module_kset"}},
+	for _, v := range []symbol{
+		{&s.initPIDNS, want, []string{"init_pid_ns"}},
+		{&s.initUTSNS, want, []string{"init_uts_ns"}},
+		{&s.commandLine, want, []string{"saved_command_line"}},
+		{&s.modules, want, []string{"modules"}},
+		{&s.modTree, want, []string{"mod_tree"}},
+		{&s.moduleKset, want, []string{"module_kset"}},
 		// An array of them since 6.17, with the core one first.
-		{&s.timekeeper, []string{"timekeeper_data", "tk_core"}},
-		{&s.onlineCPUs, []string{"__num_online_cpus"}},
-		{&s.specialMapping, []string{"special_mapping_vmops"}},
+		{&s.timekeeper, want, []string{"timekeeper_data", "tk_core"}},
+		{&s.onlineCPUs, want, []string{"__num_online_cpus"}},
+		{&s.specialMapping, may, []string{"special_mapping_vmops"}},
 	} {
-		for _, name := range v.names {
-			a, err := lookup(name)
-			if err == nil {
-				*v.to = a
-				break
-			}
-			if !errors.Is(err, profile.ErrNoSymbol) {
-				return fmt.Errorf("symbol %s: %w", name, err)
-			}
+		if _, err := findSymbol(lookup, v); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -233,24 +233,8 @@ func (l *layout) facts() []fact {
 
 // fill looks facts up in t.
 func (l *layout) fill(t types, facts []fact) error {
-	var lost []string
-	for _, f := range facts {
-		got, err := findFact(t, f)
-		switch {
-		case err == nil:
-			*f.to = got
-		case !errors.Is(err, profile.ErrNoType):
-			l.problems = append(l.problems, err)
-		}
-		if !f.to.ok {
-			switch f.need {
-			case must:
-				lost = append(lost, f.from[0])
-			case want:
-				l.missing = append(l.missing, f.from[0])
-			}
-		}
-	}
+	lost, missing, problems := lookUpFacts(t, facts)
+	l.missing, l.problems = missing, problems
 	if len(lost) > 0 {
 		return fmt.Errorf("layout of processes: %w: %q", profile.ErrNoType, lost)
 	}
