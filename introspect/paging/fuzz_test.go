@@ -33,7 +33,11 @@ func compare(t *testing.T, as *AddressSpace, ref reference, va uint64) {
 	if m.Flags.Has(Write) != want.write || m.Flags.Has(User) != want.user || m.Flags.Has(NX) != want.nx {
 		t.Fatalf("%+v: Translate(%#x) = %+v; want %+v", as.root, va, m, want)
 	}
-	for flag, bit := range map[Flags]uint{WriteThrough: 3, CacheDisable: 4, Accessed: 5, Dirty: 6, Global: 8} {
+	pat := uint(7)
+	if m.Size > hypervisor.PageSize {
+		pat = 12
+	}
+	for flag, bit := range map[Flags]uint{PAT: pat, WriteThrough: 3, CacheDisable: 4, Accessed: 5, Dirty: 6, Global: 8} {
 		if m.Flags.Has(flag) != (bits(want.leaf, bit, bit) == 1) {
 			t.Fatalf("%+v: Translate(%#x) = %+v; flag %#x is not bit %d of %#x", as.root, va, m, flag, bit, want.leaf)
 		}
@@ -135,6 +139,7 @@ func checkRandomTables(t *testing.T, mode, opts, width uint8, seed, va uint64) {
 	rng := rand.New(rand.NewPCG(seed, 7))
 	root := Root{Mode: Mode32 + Mode(mode%4), NX: opts&1 != 0, PSE: opts&2 != 0}
 	root.PhysBits = []uint8{0, 36, 40}[width%3]
+	root.EncryptionMask = []uint64{0, 1 << 47, 1<<39 | 1<<51, 1<<34 | 0xfff}[width>>2%4]
 	ram := randomTables(rng, 24, root.Mode != Mode32)
 	root.CR3 = hypervisor.PhysAddr(rng.IntN(25)<<12 | rng.IntN(4096))
 	ref := reference{ram: ram, root: root}

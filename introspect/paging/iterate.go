@@ -129,7 +129,7 @@ func (w *treeWalk) table(li int, addr hypervisor.PhysAddr, base hypervisor.VirtA
 				Table: addr + hypervisor.PhysAddr(off),
 			})
 		case out.page:
-			ok = w.emit(Mapping{Virt: virt, Phys: out.phys, Size: size, Flags: out.flags(p, entry)}, nil)
+			ok = w.emit(Mapping{Virt: virt, Phys: out.phys, Size: size, Flags: out.flags(lv, p, entry)}, nil)
 		default:
 			ok = w.table(li+1, out.phys, virt, p)
 		}

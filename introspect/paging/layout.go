@@ -19,8 +19,13 @@ const (
 	bitGlobal   = 1 << 8
 	bitNX       = 1 << 63
 
+	bitPAT      = 1 << 7 // in the last level's table
+	bitPATLarge = 1 << 12
+
 	maxPhysBits = 52
 	addrMask    = 1<<maxPhysBits - 1
+	// keyBits are those that may say by which key a page is encrypted.
+	keyBits = addrMask &^ (1<<32 - 1)
 )
 
 // level is the format of the entries of one level's tables.
@@ -43,6 +48,7 @@ type layout struct {
 	pse36     bool // pages of level 2 have their high address bits in 20:13
 	nx        bool
 	tableMask uint64     // address bits of an entry that points to a table
+	keyMask   uint64     // see Root.EncryptionMask
 	absent    AbsentPage // may be nil
 }
 
@@ -52,11 +58,12 @@ func newLayout(r Root) (*layout, error) {
 		width = maxPhysBits
 	}
 	// Bits from MAXPHYADDR to 51.
-	high := uint64(addrMask) &^ (1<<width - 1)
+	key := r.EncryptionMask & keyBits
+	high := uint64(addrMask) &^ (1<<width - 1) &^ key
 	if !r.NX {
 		high |= bitNX
 	}
-	l := &layout{entrySize: 8, nx: r.NX, tableMask: addrMask &^ 0xfff}
+	l := &layout{entrySize: 8, nx: r.NX, tableMask: addrMask &^ 0xfff &^ key, keyMask: key}
 	pt := level{number: 1, shift: 12, entries: 512, pageReserved: high}
 	pd := level{number: 2, shift: 21, entries: 512, mayLarge: true, tableReserved: high, pageReserved: high | 0x1f_e000}
 	switch r.Mode {
@@ -146,7 +153,7 @@ func (l *layout) decode(lv *level, e uint64) outcome {
 		return outcome{kind: KindReserved}
 	}
 	size := uint64(1) << lv.shift
-	phys := e & addrMask &^ (size - 1)
+	phys := e & addrMask &^ l.keyMask &^ (size - 1)
 	if l.pse36 && lv.number == 2 {
 		phys = e&0xffc0_0000 | e>>13&0xff<<32
 	}
@@ -172,21 +179,25 @@ func (l *layout) permissions(lv *level, perms Flags, e uint64) Flags {
 
 // flags returns the flags of the page that entry e turned out to be; perms are
 // those of all levels.
-func (o outcome) flags(perms Flags, e uint64) Flags {
+func (o outcome) flags(lv *level, perms Flags, e uint64) Flags {
 	if o.absent {
 		// No bit of such an entry means anything to the CPU.
 		return perms&^(Write|User) | NX | Absent
 	}
-	return perms | pageFlags(e)
+	return perms | pageFlags(lv, e)
 }
 
 // pageFlags returns the flags that come from the page's own entry alone.
-func pageFlags(e uint64) Flags {
+func pageFlags(lv *level, e uint64) Flags {
 	var f Flags
+	pat := uint64(bitPAT)
+	if lv.number > 1 {
+		pat = bitPATLarge
+	}
 	for _, b := range [...]struct {
 		bit  uint64
 		flag Flags
-	}{{bitGlobal, Global}, {bitAccessed, Accessed}, {bitDirty, Dirty}, {bitPWT, WriteThrough}, {bitPCD, CacheDisable}} {
+	}{{bitGlobal, Global}, {bitAccessed, Accessed}, {bitDirty, Dirty}, {bitPWT, WriteThrough}, {bitPCD, CacheDisable}, {pat, PAT}} {
 		if e&b.bit != 0 {
 			f |= b.flag
 		}

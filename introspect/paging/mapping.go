@@ -18,6 +18,7 @@ const (
 	Dirty                          // the CPU wrote it (leaf entry)
 	WriteThrough                   // PWT (leaf entry)
 	CacheDisable                   // PCD (leaf entry)
+	PAT                            // with PCD and PWT the number of the memory type in the PAT (leaf entry)
 	Absent                         // the CPU faults on it: see WithAbsentPages (leaf entry)
 )
 

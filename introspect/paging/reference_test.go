@@ -72,7 +72,11 @@ func (r reference) entry(addr uint64, size int) (uint64, bool) {
 	if size == 4 {
 		return uint64(binary.LittleEndian.Uint32(r.ram[addr:])), true
 	}
-	return binary.LittleEndian.Uint64(r.ram[addr:]), true
+	e := binary.LittleEndian.Uint64(r.ram[addr:])
+	if bits(e, 0, 0) == 1 {
+		e &^= bits(r.root.EncryptionMask, 51, 32) << 32
+	}
+	return e, true
 }
 
 func bits(v uint64, high, low uint) uint64 { return v << (63 - high) >> (63 - high + low) }
@@ -107,7 +111,7 @@ func (r reference) translate(va uint64) refResult {
 		level = 5
 	}
 	res := refResult{write: true, user: true}
-	table := bits(uint64(r.root.CR3), 51, 12) << 12
+	table := bits(uint64(r.root.CR3)&^r.root.EncryptionMask, 51, 12) << 12
 	for ; level >= 1; level-- {
 		low := uint(12 + 9*(level-1))
 		e, ok := r.entry(table+bits(va, low+8, low)*8, 8)

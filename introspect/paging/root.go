@@ -40,6 +40,12 @@ type Root struct {
 	// PhysBits is MAXPHYADDR, the width of physical addresses: an entry's
 	// address bits above it are reserved. 0 means 52, the widest there is.
 	PhysBits uint8
+	// EncryptionMask has the bits of an entry that say by which key the page is
+	// encrypted, and are no part of its address: AMD's C-bit (CPUID 8000_001F,
+	// EBX bits 5:0), Intel's KeyID (MSR IA32_TME_ACTIVATE). They are never
+	// reserved, whatever PhysBits says. 0: there are none. Only bits 51:32 of
+	// 64-bit entries can be.
+	EncryptionMask uint64
 }
 
 // Bits of the control registers (Intel SDM 3A, 2.5 and 2.2.1).

@@ -60,7 +60,7 @@ func New(mem hypervisor.Memory, root Root, opts ...Option) *AddressSpace {
 		as.maxTables = 2*(hypervisor.TotalSize(mem.Ranges())/hypervisor.PageSize) + some
 	}
 	if l, err := newLayout(root); err == nil {
-		as.root.CR3 &= root.Mode.cr3Mask()
+		as.root.CR3 &= root.Mode.cr3Mask() &^ hypervisor.PhysAddr(l.keyMask)
 		l.absent = as.absent
 		as.layout = l
 		as.tlb.init(l)

@@ -86,6 +86,7 @@ func TestReservedBits(t *testing.T) {
 		{"PTE", Root{Mode: Mode4Level, NX: true}, 1, 1, nil},
 		{"PTE, no NX", Root{Mode: Mode4Level}, 1, 1, []int{63}},
 		{"PTE, 46 bits", Root{Mode: Mode4Level, NX: true, PhysBits: 46}, 1, 1, span(46, 51)},
+		{"PTE, 46 bits, C-bit 47", Root{Mode: Mode4Level, NX: true, PhysBits: 46, EncryptionMask: 1 << 47}, 1, 1, []int{46, 48, 49, 50, 51}},
 		{"PDE of 2 MiB", Root{Mode: Mode4Level, NX: true}, 2, 1 | large, span(13, 20)},
 		{"PDPTE of 1 GiB", Root{Mode: Mode4Level, NX: true}, 3, 1 | large, span(13, 29)},
 		{"PDPTE of 1 GiB, 40 bits", Root{Mode: Mode5Level, NX: true, PhysBits: 40}, 3, 1 | large, append(span(13, 29), span(40, 51)...)},

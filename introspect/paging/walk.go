@@ -36,7 +36,7 @@ func (as *AddressSpace) walk(va hypervisor.VirtAddr) (*tlbEntry, error) {
 		virt := va &^ hypervisor.VirtAddr(size-1)
 		if out.page {
 			e := &tlbEntry{epoch: epoch, Mapping: Mapping{
-				Virt: virt, Phys: out.phys, Size: size, Flags: out.flags(perms, entry),
+				Virt: virt, Phys: out.phys, Size: size, Flags: out.flags(lv, perms, entry),
 			}}
 			// A page that is no RAM has no view; ReadPhys says so to who reads it.
 			e.view = as.view(out.phys, size)
