@@ -280,6 +280,7 @@ func comparePages(t *testing.T, g *linux.Guest, l linux.ProcessList, truth *lab.
 	if pages < 200 {
 		t.Errorf("only %d pages compared", pages)
 	}
+	compareUserSpaces(t, g, l)
 	secrets := 0
 	for _, made := range truth.Made {
 		for _, s := range made.Secrets() {
@@ -298,4 +299,59 @@ func comparePages(t *testing.T, g *linux.Guest, l linux.ProcessList, truth *lab.
 	if secrets < 8 {
 		t.Errorf("only %d secrets read", secrets)
 	}
+}
+
+// compareUserSpaces holds the tables that are used in user mode to what /proc
+// says of mappings: code may run only where it is to. The kernel's tables of a
+// kernel that isolates the two say that none may.
+func compareUserSpaces(t *testing.T, g *linux.Guest, l linux.ProcessList) {
+	isolated := hasWord(t, g, "pti=on")
+	code, other, kernel := 0, 0, 0
+	for _, p := range l.Processes {
+		if !p.HasMemory() {
+			continue
+		}
+		as, err := g.UserSpace(p)
+		if err != nil {
+			t.Errorf("user space of %d: %v", p.PID, err)
+			continue
+		}
+		vmas, _, err := g.VMAs(t.Context(), p)
+		if err != nil {
+			t.Errorf("mappings of %d: %v", p.PID, err)
+			continue
+		}
+		for _, v := range vmas {
+			for m, err := range as.Mappings(t.Context(), v.Start, v.End) {
+				if err != nil {
+					continue
+				}
+				if may := v.Perms[2] == 'x'; may != m.Flags.Executable() {
+					t.Errorf("page %v of %d in %s: executable %v", m.Virt, p.PID, v.Perms, !may)
+				} else if may {
+					code++
+				} else {
+					other++
+				}
+			}
+		}
+		if _, err := as.Translate(g.Kernel().PageOffset + hypervisor.VirtAddr(g.Kernel().PhysBase)); err == nil {
+			kernel++
+		}
+	}
+	if code < 10 || other < 10 {
+		t.Errorf("only %d pages of code and %d others compared", code, other)
+	}
+	if isolated != (kernel == 0) {
+		t.Errorf("isolation %v, but user mode reaches the direct map in %d processes", isolated, kernel)
+	}
+}
+
+// hasWord reports whether the guest's kernel was told word.
+func hasWord(t *testing.T, g *linux.Guest, word string) bool {
+	i, err := g.Info(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.Contains(strings.Fields(i.CommandLine), word)
 }
