@@ -28,13 +28,17 @@ func (a *app) withVM(ctx context.Context, name string, do func(*node.Node, hyper
 	return do(n, vm)
 }
 
-// withGuest opens the VM that name means and finds its kernel.
+// withGuest opens the VM that name means, finds its kernel and, while the VM
+// stands still if it is to, lets do look at it.
 func (a *app) withGuest(ctx context.Context, name string, do func(*linux.Guest) error) error {
 	return a.withVM(ctx, name, func(n *node.Node, vm hypervisor.VM) error {
 		g, err := n.Linux(ctx, vm)
 		if err != nil {
 			return fmt.Errorf("look into %s: %w", name, err)
 		}
-		return do(g)
+		return a.still(ctx, name, vm, func() error {
+			g.Flush() // what was translated before the pause
+			return do(g)
+		})
 	})
 }

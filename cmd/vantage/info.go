@@ -34,15 +34,18 @@ understood the first part is told, and the status is 2.`,
 					}
 					return fmt.Errorf("look into %s: %w", args[0], lookErr)
 				}
-				info, err := g.Info(cmd.Context())
-				if err != nil {
-					return fmt.Errorf("read facts of %s: %w", args[0], err)
-				}
-				out.Guest = &info
-				if err := a.printInfo(out); err != nil {
-					return err
-				}
-				return a.incomplete(info.Coverage)
+				return a.still(cmd.Context(), args[0], vm, func() error {
+					g.Flush() // what was translated before the pause
+					info, err := g.Info(cmd.Context())
+					if err != nil {
+						return fmt.Errorf("read facts of %s: %w", args[0], err)
+					}
+					out.Guest = &info
+					if err := a.printInfo(out); err != nil {
+						return err
+					}
+					return a.incomplete(info.Coverage)
+				})
 			})
 		},
 	}

@@ -18,7 +18,7 @@ type labM struct{ m *testing.M }
 func (l labM) Run() int { return labtest.Run(l.m) }
 
 func TestMain(m *testing.M) {
-	testscript.Main(labM{m}, map[string]func(){"vantage": main})
+	testscript.Main(labM{m}, map[string]func(){"vantage": main, "standing": standingMain})
 }
 
 func TestScripts(t *testing.T) {

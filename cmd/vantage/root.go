@@ -59,6 +59,7 @@ type app struct {
 	logLevel string
 	cacheDir string
 	quiet    bool
+	pause    bool // of commands that look
 }
 
 func (a *app) run(ctx context.Context, args []string) int {
@@ -158,9 +159,13 @@ existing file means image:.`,
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return fmt.Errorf("%w (see '%s --help')", err, c.CommandPath())
 	})
+	root.AddCommand(a.looking(
+		a.infoCommand(),
+		a.psCommand(),
+		a.modulesCommand(),
+	)...)
 	root.AddCommand(
-		a.vmsCommand(), a.infoCommand(), a.psCommand(), a.modulesCommand(),
-		a.scanCommand(), a.policyCommand(), a.demoCommand(), a.versionCommand(),
+		a.vmsCommand(), a.scanCommand(), a.policyCommand(), a.demoCommand(), a.versionCommand(), a.pauseGuardCommand(),
 	)
 	root.SetUsageTemplate(root.UsageTemplate() + "\n" + exitHelp + "\n")
 	return root
