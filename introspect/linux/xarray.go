@@ -59,6 +59,16 @@ func (r *reader) walkXArray(ctx context.Context, f *xaFields, head hypervisor.Vi
 
 // lookupXArray returns the pointer at index, 0 when there is none.
 func (r *reader) lookupXArray(f *xaFields, head hypervisor.VirtAddr, index uint64) (hypervisor.VirtAddr, error) {
+	entry, err := r.lookupXAEntry(f, head, index)
+	if err != nil || entry&xaInternalMask != 0 {
+		return 0, err
+	}
+	return hypervisor.VirtAddr(entry), nil
+}
+
+// lookupXAEntry returns the pointer or value at index, 0 when there is none.
+// The one entry of several indices is returned for each of them.
+func (r *reader) lookupXAEntry(f *xaFields, head hypervisor.VirtAddr, index uint64) (uint64, error) {
 	var bits uint
 	for b := f.slotLen; b > 1; b >>= 1 {
 		bits++
@@ -67,13 +77,11 @@ func (r *reader) lookupXArray(f *xaFields, head hypervisor.VirtAddr, index uint6
 	var buf []byte
 	for depth := range xaMaxDepth + 1 {
 		switch {
-		case entry == 0, entry&xaValueBit != 0:
-			return 0, nil
-		case entry&xaInternalMask == 0:
+		case entry&xaInternalMask != xaInternal:
 			if depth == 0 && index != 0 {
 				return 0, nil
 			}
-			return hypervisor.VirtAddr(entry), nil
+			return entry, nil
 		case entry <= xaMaxInternal:
 			return 0, nil
 		}
@@ -96,11 +104,21 @@ func (r *reader) lookupXArray(f *xaFields, head hypervisor.VirtAddr, index uint6
 			return 0, fmt.Errorf("xarray node at %#x: %w", uint64(at), ErrTorn)
 		}
 		entry = binary.LittleEndian.Uint64(slots[i:])
+		if first, ok := f.sibling(entry); ok && first*8 < i {
+			entry = binary.LittleEndian.Uint64(slots[first*8:])
+		}
 		if shift == 0 && entry&xaInternalMask == xaInternal {
 			return 0, nil
 		}
 	}
 	return 0, fmt.Errorf("xarray: %w: %d levels", ErrLimit, xaMaxDepth)
+}
+
+// sibling returns the slot that holds the entry of several indices to which
+// entry belongs (xa_is_sibling). ok is false when it is another kind of entry.
+func (f *xaFields) sibling(entry uint64) (slot uint64, ok bool) {
+	slot = entry >> 2
+	return slot, entry&xaInternalMask == xaInternal && slot < f.slotLen-1
 }
 
 type xaWalk struct {
