@@ -163,6 +163,7 @@ existing file means image:.`,
 		a.infoCommand(),
 		a.psCommand(),
 		a.modulesCommand(),
+		a.filesCommand(),
 	)...)
 	root.AddCommand(
 		a.vmsCommand(), a.scanCommand(), a.policyCommand(), a.demoCommand(), a.versionCommand(), a.pauseGuardCommand(),

@@ -31,6 +31,9 @@ func TestKernelConstants(t *testing.T) {
 		{Header: "include/linux/fs.h", Name: "FMODE_BACKING", Holds: func(bit uint64) bool { return bit&^fmodeMayBack == 0 }},
 		{Header: "include/uapi/linux/limits.h", Name: "NAME_MAX", Holds: labtest.Is(nameMax)},
 		{Header: "arch/x86/include/asm/cpufeatures.h", Name: "X86_FEATURE_PTI", Holds: labtest.Is(featurePTI)},
+		{Header: "include/linux/kdev_t.h", Name: "MINORBITS", Holds: labtest.Is(minorBits)},
+		{Header: "include/uapi/asm-generic/fcntl.h", Name: "O_CLOEXEC", Holds: labtest.Is(oCloexec)},
+		{Header: "include/linux/fs.h", Name: "I_CTIME_QUERIED", Holds: labtest.Is(ctimeQueried)},
 		{Header: pgtable, Name: "_PAGE_BIT_PRESENT", Holds: labtest.Is(0)},
 		{Header: pgtable, Name: "_PAGE_BIT_PROTNONE", Holds: func(bit uint64) bool {
 			_, ok := protNone(1 << bit)

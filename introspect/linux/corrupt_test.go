@@ -42,6 +42,10 @@ var corruptWalks = []corruptWalk{
 		i, err := g.Info(ctx)
 		return 1, i.Coverage, err
 	}},
+	{name: "Files", run: func(ctx context.Context, g *Guest) (int, *introspect.Coverage, error) {
+		l, err := g.Files(ctx, FileOptions{})
+		return len(l.Files), l.Coverage, err
+	}},
 	{name: "VMAs", run: corruptEach(func(ctx context.Context, g *Guest, p Process) (int, *introspect.Coverage, error) {
 		v, cov, err := g.VMAs(ctx, p)
 		return len(v), cov, err

@@ -191,6 +191,9 @@ func (p *paths) walk(fp filePath) (string, error) {
 			if mnt.parent == mnt.addr {
 				return join(parts, size) + suffix, nil // the namespace's root
 			}
+			if step == 0 && p.unhashed(at) {
+				suffix = deletedMark // a file that is mounted elsewhere, and deleted here
+			}
 			at = mnt.at
 			if mnt, err = p.mount(mnt.parent); err != nil {
 				return "", err
@@ -218,6 +221,17 @@ func (p *paths) walk(fp filePath) (string, error) {
 		at = d.parent
 	}
 	return "", fmt.Errorf("path: %w: %d steps", ErrLimit, maxPathSteps)
+}
+
+// unhashed reports whether the dentry at addr, which a mount has as its root,
+// was taken out of its directory (d_unlinked, include/linux/dcache.h).
+func (p *paths) unhashed(addr hypervisor.VirtAddr) bool {
+	if !p.f.dHashPrev.ok || p.r.check(addr, addr, 8) != nil {
+		return false
+	}
+	o, buf, err := p.r.object(p.buf, addr, spanOf(p.f.dHashPrev, p.f.dParent))
+	p.buf = buf
+	return err == nil && o.ptr(p.f.dHashPrev) == 0 && o.ptr(p.f.dParent) != addr
 }
 
 // join puts parts, the last component first, together.

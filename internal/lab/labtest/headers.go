@@ -70,6 +70,7 @@ const prelude = `#include <stdio.h>
 #define __force
 #define fmode_t unsigned
 #define pteval_t unsigned long
+#define u32 unsigned
 `
 
 var (
