@@ -163,6 +163,7 @@ existing file means image:.`,
 		a.infoCommand(),
 		a.psCommand(),
 		a.modulesCommand(),
+		a.dmesgCommand(),
 		a.filesCommand(),
 	)...)
 	root.AddCommand(
