@@ -38,6 +38,7 @@ func (a *apt) run(ctx context.Context, prog string, args ...string) (string, err
 		"-o", "Dir::Etc::sourcelist=" + filepath.Join(a.dir, "lab.sources"),
 		"-o", "Dir::Etc::sourceparts=-",
 		"-o", "Dir::State::Lists=" + filepath.Join(a.dir, "lists"),
+		"-o", "Dir::State::Status=/dev/null", // what is installed here is no candidate
 		"-o", "Dir::Cache=" + a.dir,
 		"-o", "Dir::Cache::archives=archives",
 		"-o", "Dir::Cache::pkgcache=",

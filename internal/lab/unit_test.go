@@ -286,3 +286,36 @@ func TestTruthBytes(t *testing.T) {
 		t.Error("unknown kind: no error")
 	}
 }
+
+func TestBuildPackages(t *testing.T) {
+	const record = "Depends: linux-headers-6.1.0-50-common (= 6.1.176-1), linux-kbuild-6.1 (>= 6.1), linux-compiler-gcc-12-x86, libc6, zlib1g (>= 1)\n"
+	if got := depends(record, buildPackage); !slices.Equal(got, []string{"linux-headers-6.1.0-50-common", "linux-kbuild-6.1"}) {
+		t.Errorf("%q", got)
+	}
+	if got := depends(record, buildLibrary); !slices.Equal(got, []string{"libc6", "zlib1g"}) {
+		t.Errorf("%q", got)
+	}
+}
+
+// The compiler's script drops what the compiler does not know, and only that.
+func TestCompilerScript(t *testing.T) {
+	if _, err := exec.LookPath("gcc"); err != nil {
+		t.Skip(err)
+	}
+	dir := t.TempDir()
+	cc := filepath.Join(dir, "cc")
+	if err := os.WriteFile(cc, compilerScript, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	src := filepath.Join(dir, "a.c")
+	if err := os.WriteFile(src, []byte("int a = WORD;\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.CommandContext(t.Context(), cc, "-fno-such-thing", "-DWORD='a b'", "-E", "-Wno-such-error", src).Output()
+	if err != nil || !strings.Contains(string(out), "int a = 'a b';") {
+		t.Errorf("%q, %v", out, err)
+	}
+	if err := exec.CommandContext(t.Context(), cc, "-c", "-fno-such-thing", filepath.Join(dir, "no.c")).Run(); err == nil {
+		t.Error("a failure of the compiler is lost")
+	}
+}
