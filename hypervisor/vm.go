@@ -83,6 +83,14 @@ func IsLive(m Memory) bool {
 	return ok && l.IsLive()
 }
 
+// Identified is implemented by memory that does not change and can be told from
+// others: what was learned of it once holds for as long as it says the same.
+type Identified interface {
+	// Identity returns a text that only this memory with these contents has;
+	// empty: not known.
+	Identity() string
+}
+
 // As returns vm's capability T (an interface type such as Pauser), or a
 // *NotSupportedError.
 func As[T any](vm VM) (T, error) {

@@ -45,6 +45,7 @@ type (
 
 var (
 	_ hypervisor.VM             = (*file)(nil)
+	_ hypervisor.Identified     = (*file)(nil)
 	_ hypervisor.Mapper         = mapped{}
 	_ hypervisor.RegisterReader = registered{}
 	_ hypervisor.Mapper         = mappedRegistered{}
@@ -100,6 +101,20 @@ func (d *Driver) mmap(f *os.File, size int64) ([]byte, error) {
 
 // Info returns what is known of the file.
 func (v *file) Info() hypervisor.Info { return v.info }
+
+// Identity implements hypervisor.Identified: which file it is, and when it was
+// changed last. Writing to a file changes its times, which nobody can set back
+// but by setting the host's clock.
+func (v *file) Identity() string {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	var st unix.Stat_t
+	if v.closed || unix.Fstat(int(v.f.Fd()), &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return ""
+	}
+	return fmt.Sprintf("%s dev=%d ino=%d size=%d mtime=%d.%09d ctime=%d.%09d ranges=%v", v.info.URI, st.Dev, st.Ino, st.Size,
+		st.Mtim.Sec, st.Mtim.Nsec, st.Ctim.Sec, st.Ctim.Nsec, v.ranges)
+}
 
 // Ranges returns the RAM that the file names.
 func (v *file) Ranges() []hypervisor.Range { return v.ranges }

@@ -49,11 +49,19 @@ func Find(ctx context.Context, mem hypervisor.Memory, regs []hypervisor.Register
 	if k != nil || stops(ctx, err) {
 		return k, err
 	}
+	if im := f.remembered(); im != nil {
+		if k, err := f.try(ctx, []*image{im}); err == nil && k != nil || stops(ctx, err) {
+			return k, err
+		}
+	}
 	images, scanErr := f.imagesFromRAM(ctx)
 	if scanErr != nil {
 		return nil, fmt.Errorf("scan memory for a kernel: %w", scanErr)
 	}
 	k, ramErr := f.try(ctx, images)
+	if k != nil && ramErr == nil {
+		f.remember()
+	}
 	if k != nil || stops(ctx, ramErr) {
 		return k, ramErr
 	}
@@ -80,6 +88,7 @@ type finder struct {
 	stats scanStats
 	cache *cache   // nil: none
 	items []cached // of the image that is being opened
+	image *image   // that try returned the kernel of
 }
 
 // try returns the first of images that is a kernel, or why the most promising
@@ -93,6 +102,7 @@ func (f *finder) try(ctx context.Context, images []*image) (*Kernel, error) {
 		}
 		k, err := f.open(ctx, im)
 		if k != nil {
+			f.image = im
 			return k, err
 		}
 		if stops(ctx, err) {
