@@ -4,14 +4,25 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"runtime/debug"
 
 	"github.com/vantage-vmi/vantage/hypervisor"
 	"github.com/vantage-vmi/vantage/introspect/linux"
 	"github.com/vantage-vmi/vantage/node"
 )
 
+// lookMemory is how much memory a look takes before any of it is collected: far
+// more than a listing needs, so that none is paid for in a run of some
+// milliseconds.
+const lookMemory = 256 << 20
+
 // withVM opens the VM that name means and lets do work with it.
 func (a *app) withVM(ctx context.Context, name string, do func(*node.Node, hypervisor.VM) error) (err error) {
+	if os.Getenv("GOGC") == "" && os.Getenv("GOMEMLIMIT") == "" {
+		percent, limit := debug.SetGCPercent(-1), debug.SetMemoryLimit(lookMemory)
+		defer func() { debug.SetGCPercent(percent); debug.SetMemoryLimit(limit) }()
+	}
 	n, err := a.node()
 	if err != nil {
 		return err

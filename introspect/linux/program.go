@@ -132,13 +132,14 @@ func splitArgs(b []byte) (args []string, ok bool) {
 // not pay for a cache in each.
 func (d *details) readUser(as *paging.AddressSpace, va hypervisor.VirtAddr, n uint64) ([]byte, error) {
 	out := make([]byte, 0, n)
-	for m, err := range as.Mappings(d.ctx, va, va+hypervisor.VirtAddr(n)) {
+	for i := 0; uint64(len(out)) < n; i++ {
+		if i%ctxEvery == 0 && d.ctx.Err() != nil {
+			return out, d.ctx.Err()
+		}
 		at := va + hypervisor.VirtAddr(len(out))
+		m, err := as.Walk(at)
 		if err != nil {
 			return out, err
-		}
-		if !m.Contains(at) {
-			break // a hole in front of it
 		}
 		size := min(n-uint64(len(out)), m.Size-uint64(at-m.Virt))
 		p := out[len(out) : len(out)+int(size)]
@@ -147,10 +148,6 @@ func (d *details) readUser(as *paging.AddressSpace, va hypervisor.VirtAddr, n ui
 		if k < len(p) {
 			return out, fmt.Errorf("read gva %#x: %w", uint64(at), err)
 		}
-	}
-	if uint64(len(out)) < n {
-		at := va + hypervisor.VirtAddr(len(out))
-		return out, &paging.NotMappedError{Addr: at, Kind: paging.KindNotPresent}
 	}
 	return out, nil
 }

@@ -14,6 +14,9 @@ func compare(t *testing.T, as *AddressSpace, ref reference, va uint64) {
 	t.Helper()
 	want := ref.translate(va)
 	m, err := as.Translate(hypervisor.VirtAddr(va))
+	if w, werr := as.Walk(hypervisor.VirtAddr(va)); w != m || (werr == nil) != (err == nil) || err != nil && werr.Error() != err.Error() {
+		t.Fatalf("%+v: Walk(%#x) = %+v, %v; Translate says %+v, %v", as.root, va, w, werr, m, err)
+	}
 	var hole *NotMappedError
 	if want.kind != 0 {
 		if !errors.As(err, &hole) || !errors.Is(err, ErrNotMapped) {

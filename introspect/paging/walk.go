@@ -2,22 +2,50 @@ package paging
 
 import (
 	"encoding/binary"
+	"fmt"
 
 	"github.com/vantage-vmi/vantage/hypervisor"
 )
 
 // walk walks the tables for va and keeps what it found.
 func (as *AddressSpace) walk(va hypervisor.VirtAddr) (*tlbEntry, error) {
+	e := &tlbEntry{}
+	fromLast, err := as.walkTo(va, e, true)
+	if err != nil {
+		return nil, err
+	}
+	as.tlb.insert(va, fromLast, e)
+	return e, nil
+}
+
+// Walk translates va as Translate does, but uses and keeps nothing that was
+// translated before: it reads one entry of each table. It is for address spaces
+// of which little is read, once. Errors as those of Translate.
+func (as *AddressSpace) Walk(va hypervisor.VirtAddr) (Mapping, error) {
+	if as.layout == nil {
+		return Mapping{}, fmt.Errorf("translate gva %#x: %w: %v", uint64(va), ErrBadRoot, as.root.Mode)
+	}
+	var e tlbEntry
+	_, err := as.walkTo(va, &e, false)
+	return e.Mapping, err
+}
+
+// walkTo fills e with the translation of va, and returns how far from the last
+// level the page was found. With keep it starts at the last-level table where
+// that is known, and keeps that.
+func (as *AddressSpace) walkTo(va hypervisor.VirtAddr, e *tlbEntry, keep bool) (fromLast int, err error) {
 	l := as.layout
 	if !l.canonical(va) {
-		return nil, &NotMappedError{Addr: va, Kind: KindNonCanonical}
+		return 0, &NotMappedError{Addr: va, Kind: KindNonCanonical}
 	}
 	// Before the first read: what a Flush overtakes must not be found later.
 	epoch := as.tlb.epoch.Load()
 	first, table, perms := 0, as.root.CR3, Write|User
 	var view []byte
-	if t := as.tlb.lookupTable(va); t != nil && t.epoch == epoch {
-		first, table, perms, view = len(l.levels)-1, t.table, t.perms, t.view
+	if keep {
+		if t := as.tlb.lookupTable(va); t != nil && t.epoch == epoch {
+			first, table, perms, view = len(l.levels)-1, t.table, t.perms, t.view
+		}
 	}
 	for i := first; i < len(l.levels); i++ {
 		lv := &l.levels[i]
@@ -25,26 +53,26 @@ func (as *AddressSpace) walk(va hypervisor.VirtAddr) (*tlbEntry, error) {
 		addr := table + hypervisor.PhysAddr(index*l.entrySize)
 		entry, err := as.readEntry(addr, view, index)
 		if err != nil {
-			return nil, &NotMappedError{Addr: va, Kind: KindUnreadable, Level: lv.number, Table: addr, Err: err}
+			return 0, &NotMappedError{Addr: va, Kind: KindUnreadable, Level: lv.number, Table: addr, Err: err}
 		}
 		out := l.decode(lv, entry)
 		if out.kind != 0 {
-			return nil, &NotMappedError{Addr: va, Kind: out.kind, Level: lv.number, Entry: entry, Table: addr}
+			return 0, &NotMappedError{Addr: va, Kind: out.kind, Level: lv.number, Entry: entry, Table: addr}
 		}
 		perms = l.permissions(lv, perms, entry)
 		size := uint64(1) << lv.shift
 		virt := va &^ hypervisor.VirtAddr(size-1)
 		if out.page {
-			e := &tlbEntry{epoch: epoch, Mapping: Mapping{
-				Virt: virt, Phys: out.phys, Size: size, Flags: out.flags(lv, perms, entry),
-			}}
-			// A page that is no RAM has no view; ReadPhys says so to who reads it.
-			e.view = as.view(out.phys, size)
-			as.tlb.insert(va, len(l.levels)-1-i, e)
-			return e, nil
+			e.epoch = epoch
+			e.Mapping = Mapping{Virt: virt, Phys: out.phys, Size: size, Flags: out.flags(lv, perms, entry)}
+			if keep {
+				// A page that is no RAM has no view; ReadPhys says so to who reads it.
+				e.view = as.view(out.phys, size)
+			}
+			return len(l.levels) - 1 - i, nil
 		}
 		table = out.phys
-		if lv.number == 2 {
+		if lv.number == 2 && keep {
 			if view = as.view(table, hypervisor.PageSize); len(view) < hypervisor.PageSize {
 				view = nil // all of it or nothing
 			}
@@ -52,7 +80,7 @@ func (as *AddressSpace) walk(va hypervisor.VirtAddr) (*tlbEntry, error) {
 		}
 	}
 	// Not reached: an entry of the last level is a page or a hole.
-	return nil, &NotMappedError{Addr: va, Kind: KindReserved}
+	return 0, &NotMappedError{Addr: va, Kind: KindReserved}
 }
 
 // readEntry reads the entry at addr, which is entry index of view where there
