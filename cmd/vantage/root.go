@@ -163,6 +163,7 @@ existing file means image:.`,
 		a.infoCommand(),
 		a.psCommand(),
 		a.modulesCommand(),
+		a.socketsCommand(),
 		a.dmesgCommand(),
 		a.filesCommand(),
 	)...)
