@@ -52,6 +52,7 @@ kernel's own, one that waits to be accepted.`,
 	}
 	cmd.Flags().BoolVarP(&opts.Listening, "listening", "l", false, "list only sockets that wait for others to call")
 	cmd.Flags().IntVarP(&opts.PID, "pid", "p", 0, "list only the sockets of this process")
+	completeFlag(cmd, "pid")
 	return cmd
 }
 

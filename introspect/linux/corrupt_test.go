@@ -38,6 +38,10 @@ var corruptWalks = []corruptWalk{
 		l, err := g.Modules(ctx)
 		return len(l.Modules), l.Coverage, err
 	}},
+	{name: "Sockets", run: func(ctx context.Context, g *Guest) (int, *introspect.Coverage, error) {
+		l, err := g.Sockets(ctx, SocketOptions{})
+		return len(l.Sockets), l.Coverage, err
+	}},
 	{name: "Info", run: func(ctx context.Context, g *Guest) (int, *introspect.Coverage, error) {
 		i, err := g.Info(ctx)
 		return 1, i.Coverage, err
