@@ -1,0 +1,75 @@
+package linux
+
+import (
+	"context"
+	"iter"
+
+	"github.com/vantage-vmi/vantage/introspect"
+)
+
+// Every listing has a form for loops, named Each:
+//
+//	for p, err := range g.EachProcess(ctx, linux.ProcessOptions{}) {
+//		if err != nil {
+//			return err // what came before it holds
+//		}
+//		…
+//	}
+//
+// The walk is made when the loop begins, each time anew. Its elements come in
+// the listing's order, each with a nil error. When something was missed, one
+// more pair comes at the end, of the zero value and the error: that of the
+// listing (ctx's, if it has ended), else an *introspect.IncompleteError with what
+// the coverage says.
+
+// eachOf makes such a loop of a listing.
+func eachOf[T any](list func() ([]T, *introspect.Coverage, error)) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
+		items, cov, err := list()
+		for _, item := range items {
+			if !yield(item, nil) {
+				return
+			}
+		}
+		if err == nil {
+			err = cov.Err()
+		}
+		if err != nil {
+			var zero T
+			yield(zero, err)
+		}
+	}
+}
+
+// EachProcess loops over what Processes lists. The last pair may be an error
+// alone: that of Processes, or an *introspect.IncompleteError.
+func (g *Guest) EachProcess(ctx context.Context, opt ProcessOptions) iter.Seq2[Process, error] {
+	return eachOf(func() ([]Process, *introspect.Coverage, error) {
+		l, err := g.Processes(ctx, opt)
+		return l.Processes, l.Coverage, err
+	})
+}
+
+// EachModule loops over what Modules lists. The last pair may be an error alone:
+// that of Modules, or an *introspect.IncompleteError.
+func (g *Guest) EachModule(ctx context.Context) iter.Seq2[Module, error] {
+	return eachOf(func() ([]Module, *introspect.Coverage, error) {
+		l, err := g.Modules(ctx)
+		return l.Modules, l.Coverage, err
+	})
+}
+
+// EachVMA loops over the mappings of p that VMAs lists. The last pair may be an
+// error alone: that of VMAs, or an *introspect.IncompleteError.
+func (g *Guest) EachVMA(ctx context.Context, p Process) iter.Seq2[VMA, error] {
+	return eachOf(func() ([]VMA, *introspect.Coverage, error) { return g.VMAs(ctx, p) })
+}
+
+// EachFile loops over what Files lists. The last pair may be an error alone:
+// that of Files, or an *introspect.IncompleteError.
+func (g *Guest) EachFile(ctx context.Context, opt FileOptions) iter.Seq2[File, error] {
+	return eachOf(func() ([]File, *introspect.Coverage, error) {
+		l, err := g.Files(ctx, opt)
+		return l.Files, l.Coverage, err
+	})
+}
