@@ -22,6 +22,8 @@ type ContentRange struct {
 
 // ContentCoverage says which pages of a Content there were in the guest's RAM.
 type ContentCoverage struct {
+	// Pages that a core has no room for, since none of those around them are
+	// in RAM, are counted too.
 	PagesTotal   uint64 `json:"pages_total"`
 	PagesRead    uint64 `json:"pages_read"`
 	PagesMissing uint64 `json:"pages_missing"`

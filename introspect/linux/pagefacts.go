@@ -20,7 +20,7 @@ type pagesTable struct {
 	mounts, mountChild                                                 field
 	fileInode                                                          field
 	taskFS, fsRoot                                                     field
-	startCode                                                          field
+	vdsoImage, vdsoData, vdsoSize                                      field // in mm_struct and vdso_image
 	sbList, sbInodes, sbID                                             field
 	pageSize                                                           uint64 // of struct page
 	uptodate, dirty, headBit                                           uint64 // bits of page flags
@@ -57,7 +57,9 @@ func (p *pagesTable) facts() []fact {
 		{&p.fileInode, 8, must, []string{"file.f_inode"}},
 		{&p.taskFS, 8, want, []string{"task_struct.fs"}},
 		{&p.fsRoot, 16, want, []string{"fs_struct.root"}},
-		{&p.startCode, 8, want, []string{"mm_struct.start_code"}},
+		{&p.vdsoImage, 8, may, []string{"mm_struct.context.vdso_image"}},
+		{&p.vdsoData, 8, may, []string{"vdso_image.data"}},
+		{&p.vdsoSize, 8, may, []string{"vdso_image.size"}},
 		{&p.sbList, 16, want, []string{"super_block.s_list"}},
 		{&p.sbInodes, 16, want, []string{"super_block.s_inodes"}},
 		{&p.sbID, 0, want, []string{"super_block.s_id"}},

@@ -79,6 +79,7 @@ func bootPages(t testing.TB, suite lab.Suite) *lab.Guest {
 	return labtest.Boot(t, lab.Config{
 		Name: "pages-" + string(suite), Kernel: k, Shared: true, KASLR: true, Init: pagesInit, Memory: 256 * lab.MiB,
 		Modules:   modules,
+		Files:     []lab.File{{Path: "bin/coreproc", Mode: 0o755, Host: buildCoreProc(t)}},
 		ExtraArgs: []string{"-drive", "if=none,id=disk,format=raw,snapshot=on,file=" + disk, "-device", "virtio-blk-pci,drive=disk"},
 	})
 }
@@ -100,6 +101,7 @@ func TestCachedFiles(t *testing.T) {
 			g := bootPages(t, suite)
 			guest := openLive(t, g)
 			t.Run("files", func(t *testing.T) { testCachedContents(t, g, guest) })
+			t.Run("extract", func(t *testing.T) { testExtract(t, g, guest) })
 		})
 	}
 }

@@ -16,6 +16,8 @@ type VMA struct {
 	// gives it ([heap], [stack], [vdso], [anon:…]); empty for anonymous memory.
 	Path string `json:"path"`
 	Anon bool   `json:"anon"` // no file is behind it
+
+	file, ops hypervisor.VirtAddr // vm_file and vm_ops
 }
 
 // Size returns the mapping's length in bytes.

@@ -183,6 +183,7 @@ func (w *vmaWalk) vma(addr hypervisor.VirtAddr) (VMA, object, error) {
 	v.Perms = perms(o.uint(f.flags))
 	file := o.ptr(f.file)
 	v.Anon = file == 0
+	v.file, v.ops = file, o.ptr(f.ops)
 	if file == 0 {
 		v.Path = w.name(o, v)
 		return v, o, nil
