@@ -50,6 +50,18 @@ var corruptWalks = []corruptWalk{
 		l, err := g.Files(ctx, FileOptions{})
 		return len(l.Files), l.Coverage, err
 	}},
+	{name: "KernelLog", run: func(ctx context.Context, g *Guest) (int, *introspect.Coverage, error) {
+		l, err := g.KernelLog(ctx)
+		return len(l.Records), l.Coverage, err
+	}},
+	{name: "Interfaces", run: func(ctx context.Context, g *Guest) (int, *introspect.Coverage, error) {
+		l, err := g.Interfaces(ctx)
+		return len(l.Interfaces), l.Coverage, err
+	}},
+	{name: "Mounts", run: func(ctx context.Context, g *Guest) (int, *introspect.Coverage, error) {
+		l, err := g.Mounts(ctx)
+		return len(l.Mounts), l.Coverage, err
+	}},
 	{name: "VMAs", run: corruptEach(func(ctx context.Context, g *Guest, p Process) (int, *introspect.Coverage, error) {
 		v, cov, err := g.VMAs(ctx, p)
 		return len(v), cov, err
