@@ -32,8 +32,12 @@ func newSockOwners() sockOwners {
 // allFiles walks the tables of open files of all processes.
 func (w *sockWalk) allFiles(cov *introspect.Coverage) error {
 	tasks, err := w.g.processTasks(w.ctx, cov)
+	if w.ctx.Err() != nil {
+		return w.ctx.Err()
+	}
 	if err != nil {
-		return err
+		w.bad("open files", 0, err)
+		return nil
 	}
 	fds, err := w.g.newFDWalk(cov)
 	if err != nil {

@@ -3,10 +3,14 @@
  * two network namespaces, and says what the kernel says of each file of its own,
  * one line a socket:
  *
- *   sock PID FD INODE NETNS DOMAIN TYPE PROTOCOL TCPSTATE LOCAL|REMOTE
+ *   sock PID FD INODE NETNS UID DOMAIN TYPE PROTOCOL TCPSTATE LOCAL|REMOTE
  *
- * then READY and the processes. With a number it makes so many TCP connections
- * more.
+ * and one for each two sockets that it connected:
+ *
+ *   peers INODE INODE
+ *
+ * then READY and the processes. "sockets many N M" makes N TCP connections and M
+ * processes, "sockets storm" makes and closes sockets without end.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -108,7 +112,7 @@ static void fill(int fd)
 	int idle = 0;
 
 	fcntl(fd, F_SETFL, O_NONBLOCK);
-	while (idle < 20)
+	while (idle < 8)
 		if (write(fd, buf, sizeof buf) < 0) {
 			usleep(10000);
 			idle++;
@@ -221,16 +225,29 @@ static int unix_to(int type, const char *name, size_t n)
 	return fd;
 }
 
+static unsigned long inode_of(int fd)
+{
+	struct stat st;
+
+	must("fstat", fstat(fd, &st));
+	return st.st_ino;
+}
+
+static void peers(int a, int b)
+{
+	printf("peers %lu %lu\n", inode_of(a), inode_of(b));
+}
+
 static void unixes(const char *tag)
 {
 	char path[108], longest[108];
-	int v[2], l;
+	int v[2], l, c;
 
 	snprintf(path, sizeof path, "/tmp/%s stream.sock", tag);
 	l = unix_at(SOCK_STREAM, path, strlen(path) + 1);
 	must("listen", listen(l, 8));
-	unix_to(SOCK_STREAM, path, strlen(path) + 1);
-	must("accept", accept(l, NULL, NULL));
+	c = unix_to(SOCK_STREAM, path, strlen(path) + 1);
+	peers(c, must("accept", accept(l, NULL, NULL)));
 	unix_to(SOCK_STREAM, path, strlen(path) + 1);	/* waits to be accepted */
 	memset(longest, 'x', sizeof longest);
 	snprintf(longest, 20, "/tmp/%s-long", tag);
@@ -241,6 +258,7 @@ static void unixes(const char *tag)
 	l = unix_at(SOCK_SEQPACKET, "\0seq", 4);
 	must("listen", listen(l, 1));
 	must("pair", socketpair(AF_UNIX, SOCK_STREAM, 0, v));
+	peers(v[0], v[1]);
 	must("pair", socketpair(AF_UNIX, SOCK_DGRAM, 0, v));
 	close(v[1]);					/* its peer is gone */
 	must("unix", socket(AF_UNIX, SOCK_STREAM, 0));
@@ -364,7 +382,7 @@ static void report(void)
 		n = sizeof a;
 		if (getpeername(fd, (void *)&a, &n) == 0)
 			text_of(remote, sizeof remote, &a, n);
-		printf("sock %d %d %lu %lu %d %d %d %d %s|%s\n", getpid(), fd, (unsigned long)st.st_ino, ns,
+		printf("sock %d %d %lu %lu %d %d %d %d %d %s|%s\n", getpid(), fd, (unsigned long)st.st_ino, ns, st.st_uid,
 		       option(fd, SO_DOMAIN), option(fd, SO_TYPE), option(fd, SO_PROTOCOL), info.tcpi_state, local, remote);
 	}
 	fflush(stdout);
@@ -393,6 +411,34 @@ static pid_t heir(void)
 	return pid;
 }
 
+/* Sockets come and go. */
+static void storm(void)
+{
+	int l = made(AF_INET, SOCK_STREAM, 0, "127.0.0.1", 9100), v[2];
+	struct linger hard = {1, 0};
+
+	must("listen", listen(l, 128));
+	puts("READY");
+	fflush(stdout);
+	for (int n = 0;; n++) {
+		struct pair p = pair(AF_INET, "127.0.0.1", l, 9100);
+		int u = made(AF_INET, SOCK_DGRAM, 0, "127.0.0.1", 0), r = socket(AF_INET, SOCK_RAW, 89);
+		int k = made(AF_INET, SOCK_STREAM, 0, "127.0.0.1", 0), nl = socket(AF_NETLINK, SOCK_RAW, 0);
+		struct sockaddr_nl any = {.nl_family = AF_NETLINK};
+
+		must("listen", listen(k, 1));
+		must("bind", bind(nl, (void *)&any, sizeof any));
+		must("pair", socketpair(AF_UNIX, SOCK_STREAM, 0, v));
+		if (n % 16) /* else it stays in TIME-WAIT */
+			setsockopt(p.client, SOL_SOCKET, SO_LINGER, &hard, sizeof hard);
+		if (n % 8 == 0 && fork() == 0)
+			_exit(0);
+		while (waitpid(-1, NULL, WNOHANG) > 0)
+			;
+		close(p.client), close(p.server), close(u), close(r), close(k), close(nl), close(v[0]), close(v[1]);
+	}
+}
+
 int main(int argc, char **argv)
 {
 	struct rlimit many = {4096, 4096};
@@ -403,11 +449,18 @@ int main(int argc, char **argv)
 	setrlimit(RLIMIT_NOFILE, &many);
 	signal(SIGCHLD, SIG_DFL);
 	must("pipe", pipe(pipes));
-	if (argc > 1) {
-		int l = made(AF_INET, SOCK_STREAM, 0, "127.0.0.1", 9000);
+	if (argc > 1 && strcmp(argv[1], "storm") == 0)
+		storm();
+	if (argc > 3) {
+		int l;
 
+		for (int i = atoi(argv[3]); i > 0; i--)
+			if (fork() == 0)
+				for (;;)
+					pause();
+		l = made(AF_INET, SOCK_STREAM, 0, "127.0.0.1", 9000);
 		must("listen", listen(l, 128));
-		for (int i = atoi(argv[1]); i > 0; i--)
+		for (int i = atoi(argv[2]); i > 0; i--)
 			pair(AF_INET, "127.0.0.1", l, 9000);
 		puts("READY");
 		fflush(stdout);
@@ -457,7 +510,7 @@ int main(int argc, char **argv)
 		to(AF_INET6, SOCK_STREAM, 0, "::ffff:127.0.0.1", 7000);
 		if (setgid(1000) || setuid(1000))
 			die("setuid");
-		must("socket", socket(AF_INET, SOCK_DGRAM, 0));
+		made(AF_INET6, SOCK_DGRAM, 0, "::1", 5999);
 		(void)fd;
 		report();
 		write(pipes[1], "x", 1);
