@@ -193,10 +193,14 @@ func (t *buildTree) wrapPrograms() error {
 
 // isProgram reports whether the file is one that needs a loader.
 func isProgram(path string) bool {
-	f, err := elf.Open(path)
+	file, err := os.Open(path)
 	if err != nil {
 		return false
 	}
-	defer f.Close()
+	defer file.Close()
+	f, err := elf.NewFile(file)
+	if err != nil {
+		return false
+	}
 	return slices.ContainsFunc(f.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP })
 }
