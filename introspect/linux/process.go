@@ -15,7 +15,9 @@ type View string
 const (
 	ViewTasks      View = "tasks"       // the list that starts at init_task
 	ViewPIDIndex   View = "pid_index"   // the first PID namespace's idr
-	ViewThreads    View = "threads"     // a process's list of threads
+	ViewThreads    View = "threads"     // a process's list of threads, or a thread of the process
+	ViewCgroup     View = "cgroup"      // the lists of tasks of its control groups
+	ViewRunQueue   View = "run_queue"   // a CPU's queue of tasks that run or wait to run
 	ViewModuleList View = "modules"     // the list behind /proc/modules
 	ViewModuleTree View = "module_tree" // the tree that finds a module by address
 	ViewSysfs      View = "sysfs"       // the directory /sys/module

@@ -13,24 +13,30 @@ import (
 // listed is a task and the views that have it.
 type listed struct {
 	task
-	inList, inIndex bool
+	inList, inIndex, inThreads, inSet, inQueue bool
 }
 
-// look is one look at both views.
+// look is one look at all views.
 type look struct {
 	tasks       []listed
 	list, index *record
+	others      *viewLook
 }
 
-// hidden reports whether t is missing from a view that was walked to its end.
+// hidden reports whether t is missing from a view that was walked to its end and
+// that must have it. No run queue must: it has those alone that run.
 func (l *look) hidden(t *listed) bool {
+	if t.passing() {
+		return false
+	}
 	whole := func(v *record) bool { return v.whole && (t.pid == t.tgid || v.threads) }
-	return (!t.inList && whole(l.list)) || (!t.inIndex && whole(l.index))
+	return (!t.inList && whole(l.list)) || (!t.inIndex && whole(l.index)) || (!t.inSet && l.others.inSet(&t.task)) ||
+		(!t.inThreads && t.inList && t.pid == t.tgid && l.list.led != nil && l.list.threads)
 }
 
 // suspects reports whether another look may give a better answer.
 func (l *look) suspects() bool {
-	if len(l.list.problems)+len(l.index.problems) > 0 {
+	if len(l.list.problems)+len(l.index.problems)+len(l.others.problems.problems) > 0 {
 		return true
 	}
 	for i := range l.tasks {
@@ -41,9 +47,9 @@ func (l *look) suspects() bool {
 	return false
 }
 
-// look walks both views.
+// look walks all views.
 func (g *Guest) look(ctx context.Context, s *taskScan, threads bool) (*look, error) {
-	l := &look{index: &record{}}
+	l := &look{index: &record{}, others: &viewLook{}}
 	var err error
 	if l.list, err = g.taskList(ctx, s, threads); err != nil {
 		return l, err
@@ -68,8 +74,25 @@ func (g *Guest) look(ctx context.Context, s *taskScan, threads bool) (*look, err
 	for _, t := range l.index.tasks {
 		if _, ok := known[t.addr]; !ok {
 			l.tasks = append(l.tasks, listed{task: t, inIndex: true})
+			known[t.addr] = t
 			missing = append(missing, t)
 		}
+	}
+	if l.others, err = g.viewOthers(ctx, s, threads, known); err != nil {
+		return l, err
+	}
+	for _, t := range l.others.extra {
+		l.tasks = append(l.tasks, listed{task: t})
+		missing = append(missing, t)
+	}
+	for i := range l.tasks {
+		t := &l.tasks[i]
+		_, t.inThreads = l.list.led[t.addr]
+		if _, ok := l.others.leaders[t.addr]; ok {
+			t.inThreads = true
+		}
+		_, t.inSet = l.others.cgroup[t.addr]
+		_, t.inQueue = l.others.queue[t.addr]
 	}
 	return l, g.hiddenThreads(ctx, s, threads, l, missing)
 }
@@ -102,7 +125,7 @@ func (g *Guest) hiddenThreads(ctx context.Context, s *taskScan, threads bool, l 
 	return nil
 }
 
-// looks looks at both views until they agree, on a live guest a few times at
+// looks looks at all views until they agree, on a live guest a few times at
 // most: between two walks a process may start or end. What stays in one view
 // only, over all looks, is hidden.
 func (g *Guest) looks(ctx context.Context, s *taskScan, threads bool) (*look, error) {
@@ -133,15 +156,19 @@ func (g *Guest) looks(ctx context.Context, s *taskScan, threads bool) (*look, er
 		if _, ok := suspects[t.addr]; !ok && last.hidden(t) {
 			// It came or went during the looks: nobody hides it.
 			t.inList, t.inIndex = true, true
+			t.inThreads = t.inThreads || last.list.led != nil
+			t.inSet = t.inSet || last.others.inSet(&t.task)
 		}
 	}
 	return last, nil
 }
 
-// Processes lists the guest's processes, or all threads, by two views: the
-// list that starts at init_task and the pid index. A process that one of them
-// lacks is marked hidden, unless that one could not be walked to its end: SeenIn
-// always says who has it, and the coverage what was wrong.
+// Processes lists the guest's processes, or all threads, by several views: the
+// list that starts at init_task, the pid index, the sets of control groups that
+// every task is in, and the CPUs' run queues; of threads, their processes' lists
+// too. A process that one of them lacks and should have is marked hidden, unless
+// that one could not be walked to its end: SeenIn always says who has it, and the
+// coverage what was wrong.
 //
 // The list is partial when ctx ends, which is then the error. An error that
 // wraps ErrNoProcesses means that there is nothing to list at all.
@@ -150,7 +177,7 @@ func (g *Guest) Processes(ctx context.Context, opt ProcessOptions) (ProcessList,
 	list := ProcessList{Processes: []Process{}, Coverage: cov}
 	var s taskScan
 	l, err := g.looks(ctx, &s, opt.Threads)
-	for _, v := range []*record{l.list, l.index} {
+	for _, v := range []*record{l.list, l.index, &l.others.problems} {
 		if v == nil {
 			continue
 		}
@@ -190,16 +217,20 @@ func (g *Guest) Processes(ctx context.Context, opt ProcessOptions) (ProcessList,
 }
 
 func seenIn(t *listed) []View {
-	v := make([]View, 0, 2)
-	if t.inList {
-		if t.pid == t.tgid {
-			v = append(v, ViewTasks)
-		} else {
-			v = append(v, ViewThreads)
+	v := make([]View, 0, 4)
+	for _, s := range []struct {
+		seen bool
+		view View
+	}{
+		{t.inList && t.pid == t.tgid, ViewTasks},
+		{t.inIndex, ViewPIDIndex},
+		{t.inThreads || t.inList && t.pid != t.tgid, ViewThreads},
+		{t.inSet, ViewCgroup},
+		{t.inQueue, ViewRunQueue},
+	} {
+		if s.seen {
+			v = append(v, s.view)
 		}
-	}
-	if t.inIndex {
-		v = append(v, ViewPIDIndex)
 	}
 	return v
 }

@@ -31,8 +31,9 @@ type problem struct {
 // record is a view of the guest's tasks, at one moment or nearly so.
 type record struct {
 	tasks    []task
-	whole    bool // every process that this view holds is in tasks
-	threads  bool // … and every thread
+	whole    bool                             // every process that this view holds is in tasks
+	threads  bool                             // … and every thread
+	led      map[hypervisor.VirtAddr]struct{} // first threads that their own list of threads has; nil: not looked at
 	problems []problem
 }
 
@@ -98,6 +99,7 @@ func (g *Guest) taskList(ctx context.Context, s *taskScan, threads bool) (*recor
 // threadLists adds the threads of the processes in v.
 func (g *Guest) threadLists(ctx context.Context, s *taskScan, v *record, met map[hypervisor.VirtAddr]struct{}, limit int) error {
 	v.threads = v.whole
+	v.led = make(map[hypervisor.VirtAddr]struct{}, len(v.tasks))
 	s.left = threadSteps(limit)
 	for _, leader := range v.tasks {
 		if err := g.threadsOf(ctx, s, v, leader, met); err != nil {
@@ -133,6 +135,9 @@ func (g *Guest) threadsOf(ctx context.Context, s *taskScan, v *record, leader ta
 			}
 			if t.tgid != leader.tgid {
 				return links{}, fmt.Errorf("thread at %#x, from %#x: %w: its process is %d", uint64(t.addr), uint64(last), ErrTorn, t.tgid)
+			}
+			if t.addr == leader.addr && v.led != nil {
+				v.led[t.addr] = struct{}{}
 			}
 			if _, ok := met[t.addr]; !ok {
 				met[t.addr] = struct{}{}

