@@ -166,6 +166,7 @@ existing file means image:.`,
 		a.socketsCommand(),
 		a.dmesgCommand(),
 		a.filesCommand(),
+		a.extractCommand(),
 	)...)
 	root.AddCommand(
 		a.vmsCommand(), a.scanCommand(), a.policyCommand(), a.demoCommand(), a.versionCommand(), a.pauseGuardCommand(),

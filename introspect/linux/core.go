@@ -40,20 +40,30 @@ type coreSegment struct {
 type core struct {
 	*areasLook
 	table    *coreTable
+	cpus     coreCPUs
 	threads  []coreThread
 	notes    []byte
 	segments []coreSegment
 	problems *introspect.Coverage
 }
 
+// CoreOptions say how a core is made. The zero value is ready for use.
+type CoreOptions struct {
+	// Registers of the vCPUs, for the threads that ran when the guest was
+	// paused. They must have been read since then; leave them out for a guest
+	// that runs.
+	Registers []hypervisor.Registers
+}
+
 // Core returns p as an ELF core, which gdb and others open: its memory as far as
 // it is in RAM, page cache included, its threads and their registers, its
 // auxiliary vector and the names of its files.
 //
-// Registers are those with which a thread left user mode. A thread that was
-// running at the time has none, which the coverage tells.
-func (g *Guest) Core(ctx context.Context, p Process) (*Content, error) {
-	c, err := g.core(ctx, p)
+// Registers are those with which a thread left user mode, or those of the vCPU
+// that it ran on. A running thread of which neither is known has none, which the
+// coverage tells.
+func (g *Guest) Core(ctx context.Context, p Process, opt CoreOptions) (*Content, error) {
+	c, err := g.core(ctx, p, opt)
 	if err != nil {
 		return nil, fmt.Errorf("core of process %d: %w", p.PID, err)
 	}
@@ -83,10 +93,14 @@ func (g *Guest) Core(ctx context.Context, p Process) (*Content, error) {
 	}}, nil
 }
 
+// ofKernel reports whether v has pages of the kernel's own that are no part of a
+// program and that the kernel too leaves out of a core: [vvar].
+func (v *VMA) ofKernel() bool { return v.file == 0 && v.ops != 0 && v.Path != "[vdso]" }
+
 // countLost counts the pages of the part lo to hi of v, which is not in the
 // file, that the process would see but are not in RAM.
 func (c *core) countLost(ctx context.Context, cov *ContentCoverage, v *VMA, lo, hi hypervisor.VirtAddr) error {
-	if lo >= hi {
+	if lo >= hi || v.ofKernel() {
 		return nil
 	}
 	ignore := func(hypervisor.VirtAddr, error) {}
@@ -100,7 +114,7 @@ func (c *core) countLost(ctx context.Context, cov *ContentCoverage, v *VMA, lo, 
 	})
 }
 
-func (g *Guest) core(ctx context.Context, p Process) (*core, error) {
+func (g *Guest) core(ctx context.Context, p Process, opt CoreOptions) (*core, error) {
 	a, err := g.newAreas(ctx, p)
 	if err != nil {
 		return nil, err
@@ -109,6 +123,10 @@ func (g *Guest) core(ctx context.Context, p Process) (*core, error) {
 	c.problems.Merge(a.cov)
 	if c.table, err = tableOf[coreTable](g, c.problems); err != nil {
 		return nil, err
+	}
+	root, _ := g.ProcessSpace(p)
+	if root != nil {
+		c.cpus = coreCPUs{regs: opt.Registers, pgd: root.Root().CR3}
 	}
 	if err := c.findThreads(ctx); err != nil {
 		return nil, err
@@ -147,7 +165,7 @@ func (c *core) findThreads(ctx context.Context) error {
 		if t.exitState != 0 {
 			continue
 		}
-		th := g.coreThread(c.table, t, c.p.PPID)
+		th := g.coreThread(c.table, &c.cpus, t, c.p.PPID)
 		if th.err != nil {
 			c.problems.Add(fmt.Sprintf("registers of thread %d", t.pid), t.addr, th.err)
 		}
@@ -193,6 +211,11 @@ func (c *core) findSegments(ctx context.Context) error {
 	for i := range c.vmas {
 		v := &c.vmas[i]
 		cur := coreSegment{vma: v, start: v.Start, end: v.Start}
+		if v.ofKernel() {
+			cur.end = v.End
+			c.segments = append(c.segments, cur)
+			continue
+		}
 		ignore := func(hypervisor.VirtAddr, error) {} // told when it is copied
 		err := c.pieces(ctx, v, v.Start, v.End, ignore, func(p areaPiece) error {
 			if p.kind == areaZero || p.kind == areaLost {

@@ -3,7 +3,7 @@ package linux
 // coreTable is where the facts of an ELF core lie that a listing of processes
 // does not need.
 type coreTable struct {
-	stack, onCPU                field // in task_struct
+	stack, onCPU, cpu           field // in task_struct
 	fsBase, gsBase              field // in task_struct.thread
 	es, ds, fsIndex, gsIndex    field
 	pending, blocked            field // sets of signals
@@ -18,6 +18,7 @@ func (c *coreTable) facts() []fact {
 	return []fact{
 		{&c.stack, 8, want, []string{"task_struct.stack"}},
 		{&c.onCPU, 0, want, []string{"task_struct.on_cpu"}},
+		{&c.cpu, 4, want, []string{"task_struct.thread_info.cpu", "task_struct.cpu"}}, // moved in 5.16
 		{&c.fsBase, 8, want, []string{"task_struct.thread.fsbase"}},
 		{&c.gsBase, 8, want, []string{"task_struct.thread.gsbase"}},
 		{&c.es, 2, may, []string{"task_struct.thread.es"}},
@@ -39,7 +40,7 @@ func (c *coreTable) facts() []fact {
 func (c *coreTable) symbols() []symbol { return nil }
 
 func (c *coreTable) finish(t types) {
-	c.taskSpan = spanOf(c.stack, c.onCPU, c.fsBase, c.gsBase, c.es, c.ds, c.fsIndex, c.gsIndex, c.pending, c.blocked)
+	c.taskSpan = spanOf(c.stack, c.onCPU, c.cpu, c.fsBase, c.gsBase, c.es, c.ds, c.fsIndex, c.gsIndex, c.pending, c.blocked)
 	c.regsSize = 0
 	// ptRegsLen is what user_regs_struct begins with; a kernel with another
 	// layout has no registers that are told.

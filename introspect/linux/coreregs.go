@@ -36,7 +36,7 @@ type coreThread struct {
 }
 
 // coreThread returns what a core tells of t.
-func (g *Guest) coreThread(f *coreTable, t task, ppid int) coreThread {
+func (g *Guest) coreThread(f *coreTable, cpus *coreCPUs, t task, ppid int) coreThread {
 	c := coreThread{task: t, ppid: ppid}
 	o, _, err := g.r.object(nil, t.addr, f.taskSpan)
 	if err != nil {
@@ -44,11 +44,18 @@ func (g *Guest) coreThread(f *coreTable, t task, ppid int) coreThread {
 		return c
 	}
 	c.pending, c.blocked = o.uint(f.pending), o.uint(f.blocked)
+	var cpu *hypervisor.Registers
+	if o.uint(f.onCPU) != 0 {
+		if cpu = cpus.of(o.uint(f.cpu)); cpu != nil && cpu.CS.Selector&3 == 3 {
+			coreCPURegs(c.regs[:], cpu)
+			return c
+		}
+	}
 	switch {
 	case f.regsSize == 0 || !f.stack.ok:
 		c.err = errors.New("this kernel's type information does not tell where registers are")
 		return c
-	case o.uint(f.onCPU) != 0:
+	case o.uint(f.onCPU) != 0 && cpu == nil:
 		c.err = errCoreRunning
 		return c
 	}
@@ -59,7 +66,49 @@ func (g *Guest) coreThread(f *coreTable, t task, ppid int) coreThread {
 	for i, x := range []field{f.fsBase, f.gsBase, f.ds, f.es, f.fsIndex, f.gsIndex} {
 		binary.LittleEndian.PutUint64(c.regs[ptRegsLen+8*i:], o.uint(x))
 	}
+	if cpu != nil { // in the kernel; the user's own GS base is kept aside there
+		binary.LittleEndian.PutUint64(c.regs[ptRegsLen:], cpu.FS.Base)
+		if cpu.Valid.Has(hypervisor.GroupMSR) {
+			binary.LittleEndian.PutUint64(c.regs[ptRegsLen+8:], cpu.KernelGSBase)
+		}
+	}
 	return c
+}
+
+// coreCPUs are the vCPUs of a guest that stands still.
+type coreCPUs struct {
+	regs []hypervisor.Registers
+	pgd  hypervisor.PhysAddr // of the process
+}
+
+// of returns the registers of the CPU that the kernel numbers n, nil when they
+// are not known or it has another process's page table.
+func (c *coreCPUs) of(n uint64) *hypervisor.Registers {
+	const all = hypervisor.GroupGeneral | hypervisor.GroupSegments | hypervisor.GroupControl
+	// The table of user mode lies behind that of the kernel (PTI,
+	// arch/x86/include/asm/pgtable.h: PTI_PGTABLE_SWITCH_BIT); below are
+	// the bits of a PCID, above that of a switch without a flush.
+	const tableMask = 1<<52 - 1 - (2*hypervisor.PageSize - 1)
+	for i := range c.regs {
+		r := &c.regs[i]
+		if uint64(r.VCPU) == n && r.Valid.Has(all) && r.CR3&tableMask == uint64(c.pgd)&tableMask {
+			return r
+		}
+	}
+	return nil
+}
+
+// coreCPURegs fills b, a struct user_regs_struct, from those of a vCPU in user
+// mode.
+func coreCPURegs(b []byte, r *hypervisor.Registers) {
+	const noCall = ^uint64(0) // orig_rax outside a system call
+	for i, v := range [...]uint64{
+		r.R15, r.R14, r.R13, r.R12, r.RBP, r.RBX, r.R11, r.R10, r.R9, r.R8, r.RAX, r.RCX, r.RDX, r.RSI, r.RDI,
+		noCall, uint64(r.RIP), uint64(r.CS.Selector), r.RFLAGS, r.RSP, uint64(r.SS.Selector), r.FS.Base, r.GS.Base,
+		uint64(r.DS.Selector), uint64(r.ES.Selector), uint64(r.FS.Selector), uint64(r.GS.Selector),
+	} {
+		binary.LittleEndian.PutUint64(b[8*i:], v)
+	}
 }
 
 // coreUserRegs finds the registers with which a task that is in the kernel left

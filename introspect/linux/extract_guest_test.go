@@ -173,7 +173,7 @@ func testAreas(t *testing.T, g *lab.Guest, guest *Guest, p Process) {
 
 // testCore opens a core in gdb and in debug/elf.
 func testCore(t *testing.T, guest *Guest, p Process, program string) {
-	c, err := guest.Core(t.Context(), p)
+	c, err := guest.Core(t.Context(), p, CoreOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

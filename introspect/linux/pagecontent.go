@@ -64,6 +64,9 @@ type Content struct {
 	copy func(ctx context.Context, w *contentWriter) error
 }
 
+// JSONPath returns Path as it goes into JSON: see the package comment.
+func (c *Content) JSONPath() string { return jsonText(c.Path) }
+
 // WriteTo writes the content to w. What is not in RAM is written as zeros and
 // told in the coverage. progress, which may be nil, is called now and then with
 // the number of bytes written so far. A live guest may change what is read.
