@@ -112,7 +112,7 @@ func cleanStrings(v reflect.Value) reflect.Value {
 // C1 controls, bidirectional controls, other format characters), as \uNNNN. All
 // of them stand inside of strings, so the text means the same as before.
 func escapeRunes(b []byte) []byte {
-	if bytes.IndexFunc(b, isUnsafe) < 0 {
+	if isPlain(b) || bytes.IndexFunc(b, isUnsafe) < 0 {
 		return b
 	}
 	const digits = "0123456789abcdef"
@@ -135,6 +135,17 @@ func escapeRunes(b []byte) []byte {
 		i += n
 	}
 	return out
+}
+
+// isPlain reports whether b is printable ASCII alone, as nearly all of what is
+// written is.
+func isPlain(b []byte) bool {
+	for _, c := range b {
+		if c < 0x20 || c >= 0x7f {
+			return false
+		}
+	}
+	return true
 }
 
 // isUnsafe reports whether r is a control or format character other than the

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -41,7 +42,16 @@ func (a *app) withVM(ctx context.Context, name string, do func(*node.Node, hyper
 
 // withGuest opens the VM that name means, finds its kernel and, while the VM
 // stands still if it is to, lets do look at it.
-func (a *app) withGuest(ctx context.Context, name string, do func(*linux.Guest) error) error {
+func (a *app) withGuest(ctx context.Context, name string, do func(*linux.Guest) error) (err error) {
+	out := a.stdout
+	lines := bufio.NewWriterSize(out, 64<<10) // a listing is thousands of short ones
+	a.stdout = lines
+	defer func() {
+		a.stdout = out
+		if ferr := lines.Flush(); err == nil {
+			err = ferr // one that is lost next to err is told by run
+		}
+	}()
 	return a.withVM(ctx, name, func(n *node.Node, vm hypervisor.VM) error {
 		g, err := n.Linux(ctx, vm)
 		if err != nil {

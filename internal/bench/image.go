@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 
 	"github.com/vantage-vmi/vantage/internal/lab"
 )
@@ -83,8 +84,15 @@ func makeImage(ctx context.Context, path string) (err error) {
 	if err := copyFile(tmp, ram); err != nil {
 		return err
 	}
+	// The same memory in the form that the crash utility needs.
+	if err := g.DumpELF(ctx, coreOf(path)); err != nil {
+		return err
+	}
 	return os.Rename(tmp, path)
 }
+
+// coreOf returns the path of the ELF core that goes with the RAM file at path.
+func coreOf(path string) string { return strings.TrimSuffix(path, ".raw") + ".elf" }
 
 func copyFile(to, from string) (err error) {
 	in, err := os.Open(from)
