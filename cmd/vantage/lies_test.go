@@ -150,7 +150,7 @@ func TestAGuestThatLiesEndsNoCommandBadly(t *testing.T) {
 			l := newLiar(t)
 			c.lie(l)
 			for _, args := range [][]string{
-				{"ps", l.path}, {"ps", l.path, "--threads"}, {"info", l.path}, {"modules", l.path}, {"files", l.path},
+				{"ps", l.path}, {"ps", l.path, "--threads"}, {"info", l.path}, {"modules", l.path}, {"files", l.path}, {"maps", l.path, "--pid", "1"},
 				{"scan", l.path}, {"scan", l.path, "--physical"},
 			} {
 				status, stderr := l.run(args)

@@ -91,7 +91,8 @@ func TestJSONKeysAreSnakeCase(t *testing.T) {
 	for name, typ := range map[string]reflect.Type{
 		"vms": reflect.TypeFor[hypervisor.Info](), "info": reflect.TypeFor[vmInfo](),
 		"ps": reflect.TypeFor[linux.Process](), "modules": reflect.TypeFor[linux.Module](),
-		"files":   reflect.TypeFor[linux.File](), "extract": reflect.TypeFor[extracted](),
+		"files": reflect.TypeFor[linux.File](), "extract": reflect.TypeFor[extracted](),
+		"maps":    reflect.TypeFor[linux.Area](),
 		"finding": reflect.TypeFor[scanner.Finding](), "summary": reflect.TypeFor[totals](),
 		"policy test": reflect.TypeFor[policy.TestReport](), "policy eval": reflect.TypeFor[policy.EvalResult](),
 		"policy replay": reflect.TypeFor[policy.ReplayReport](), "change": reflect.TypeFor[policy.Change](),

@@ -167,6 +167,7 @@ existing file means image:.`,
 		a.dmesgCommand(),
 		a.filesCommand(),
 		a.extractCommand(),
+		a.mapsCommand(),
 	)...)
 	root.AddCommand(
 		a.vmsCommand(), a.scanCommand(), a.policyCommand(), a.demoCommand(), a.versionCommand(), a.pauseGuardCommand(),

@@ -9,10 +9,11 @@ import (
 // What BTF does not tell, since they are macros, is what the headers say.
 func TestKernelConstants(t *testing.T) {
 	const (
-		sched   = "include/linux/sched.h"
-		mm      = "include/linux/mm.h"
-		maple   = "include/linux/maple_tree.h"
-		pgtable = "arch/x86/include/asm/pgtable_types.h"
+		sched     = "include/linux/sched.h"
+		mm        = "include/linux/mm.h"
+		maple     = "include/linux/maple_tree.h"
+		pageFlags = "include/linux/page-flags.h"
+		pgtable   = "arch/x86/include/asm/pgtable_types.h"
 	)
 	labtest.CheckConstants(t, []labtest.Constant{
 		{Header: sched, Name: "PF_KTHREAD", Holds: labtest.Is(pfKthread)},
@@ -31,6 +32,14 @@ func TestKernelConstants(t *testing.T) {
 		{Header: "include/linux/fs.h", Name: "FMODE_BACKING", Holds: func(bit uint64) bool { return bit&^fmodeMayBack == 0 }},
 		{Header: "include/uapi/linux/limits.h", Name: "NAME_MAX", Holds: labtest.Is(nameMax)},
 		{Header: "arch/x86/include/asm/cpufeatures.h", Name: "X86_FEATURE_PTI", Holds: labtest.Is(featurePTI)},
+		{Header: mm, Name: "VM_PFNMAP", Holds: labtest.Is(vmPFNMap)},
+		{Header: mm, Name: "VM_HUGETLB", Holds: labtest.Is(vmHugeTLB)},
+		{Header: mm, Name: "VMA_MAYBE_GUARD_BIT", Holds: labtest.Is(vmBitMaybeGuard)},
+		{Header: pageFlags, Name: "PAGE_MAPPING_ANON", Holds: labtest.Is(pageMappingAnon)},
+		{Header: pageFlags, Name: "FOLIO_MAPPING_ANON", Holds: labtest.Is(pageMappingAnon)},
+		{Header: pgtable, Name: "_PAGE_BIT_DIRTY", Holds: func(bit uint64) bool { return 1<<bit == pteDirty }},
+		{Header: pgtable, Name: "_PAGE_BIT_SAVED_DIRTY", Holds: func(bit uint64) bool { return 1<<bit == pteSavedDirty }},
+		{Header: "arch/x86/include/asm/pgtable_64.h", Name: "SWP_TYPE_BITS", Holds: labtest.Is(64 - swapTypeShift)},
 		{Header: "include/linux/kdev_t.h", Name: "MINORBITS", Holds: labtest.Is(minorBits)},
 		{Header: "include/uapi/asm-generic/fcntl.h", Name: "O_CLOEXEC", Holds: labtest.Is(oCloexec)},
 		{Header: "include/linux/fs.h", Name: "I_CTIME_QUERIED", Holds: labtest.Is(ctimeQueried)},

@@ -66,6 +66,10 @@ var corruptWalks = []corruptWalk{
 		v, cov, err := g.VMAs(ctx, p)
 		return len(v), cov, err
 	})},
+	{name: "Maps", run: corruptEach(func(ctx context.Context, g *Guest, p Process) (int, *introspect.Coverage, error) {
+		l, err := g.Maps(ctx, p, MapOptions{})
+		return len(l.Areas), l.Coverage, err
+	})},
 	{name: "ProcessSpace", run: corruptEach(func(ctx context.Context, g *Guest, p Process) (int, *introspect.Coverage, error) {
 		as, err := g.ProcessSpace(p)
 		if err != nil {

@@ -40,7 +40,9 @@ func runOpenFiles(t *testing.T, suite lab.Suite) (*lab.Guest, []string) {
 		Files:   []lab.File{{Path: "bin/openfiles", Mode: 0o755, Host: buildOpenFiles(t)}},
 		Modules: []string{"loop"},
 	})
-	out, err := g.Run(t.Context(), "mkdir -p /dev/pts && mount -t devpts devpts /dev/pts; openfiles")
+	out, err := g.Run(t.Context(), `mkdir -p /dev/pts && mount -t devpts devpts /dev/pts
+		echo madvise >/sys/kernel/mm/transparent_hugepage/enabled
+		openfiles; true`)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,7 +89,9 @@ func TestFiles(t *testing.T) {
 	for _, suite := range lab.Suites() {
 		t.Run(string(suite), func(t *testing.T) {
 			g, lines := runOpenFiles(t, suite)
-			t.Run("files", func(t *testing.T) { compareFiles(t, openLive(t, g), lines) })
+			guest := openLive(t, g)
+			t.Run("files", func(t *testing.T) { compareFiles(t, guest, lines) })
+			t.Run("maps", func(t *testing.T) { compareMaps(t, guest, lines) })
 		})
 	}
 }

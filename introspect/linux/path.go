@@ -134,15 +134,25 @@ func (p *paths) readFile(addr hypervisor.VirtAddr) (string, error) {
 		return "", fmt.Errorf("file: %w", err)
 	}
 	fp := p.pathAt(o, p.f.filePath)
-	if p.f.userPath.ok && p.f.fileMode.ok && o.uint(p.f.fileMode)&fmodeMayBack != 0 {
-		if o, p.buf, err = p.r.object(p.buf, addr, spanOf(p.f.userPath)); err == nil {
-			user := p.pathAt(o, p.f.userPath)
-			if p.r.check(addr, user.mnt, 8) == nil && p.r.check(addr, user.dentry, 8) == nil {
-				fp = user
-			}
-		}
+	if user, ok := p.userPathOf(addr, o); ok {
+		fp = user
 	}
 	return p.of(fp)
+}
+
+// userPathOf returns the path that the user knows of the file at addr, whose
+// f_mode o has, when it stands for another file.
+func (p *paths) userPathOf(addr hypervisor.VirtAddr, o object) (filePath, bool) {
+	if !p.f.userPath.ok || !p.f.fileMode.ok || o.uint(p.f.fileMode)&fmodeMayBack == 0 {
+		return filePath{}, false
+	}
+	o, buf, err := p.r.object(p.buf, addr, spanOf(p.f.userPath))
+	p.buf = buf
+	if err != nil {
+		return filePath{}, false
+	}
+	user := p.pathAt(o, p.f.userPath)
+	return user, p.r.check(addr, user.mnt, 8) == nil && p.r.check(addr, user.dentry, 8) == nil
 }
 
 // pathAt returns the struct path at in o.

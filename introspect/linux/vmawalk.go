@@ -66,6 +66,10 @@ type vmaWalk struct {
 	cov   *introspect.Coverage
 	buf   []byte
 	out   []VMA
+	// With keep, behind has what else Maps needs of each in out.
+	keep   bool
+	behind []mapFile
+	last   mapFile // of the vm_area_struct that was read last
 }
 
 // VMAs returns the mappings of p, in ascending order of address. What of them
@@ -159,6 +163,9 @@ func (w *vmaWalk) add(at hypervisor.VirtAddr, v VMA, err error) {
 		return
 	}
 	w.out = append(w.out, v)
+	if w.keep {
+		w.behind = append(w.behind, w.last)
+	}
 }
 
 // vma reads the vm_area_struct at addr. The object is without data when it
@@ -182,6 +189,7 @@ func (w *vmaWalk) vma(addr hypervisor.VirtAddr) (VMA, object, error) {
 	}
 	v.Perms = perms(o.uint(f.flags))
 	file := o.ptr(f.file)
+	w.last = mapFile{file: file, flags: o.uint(f.flags)}
 	v.Anon = file == 0
 	v.file, v.ops = file, o.ptr(f.ops)
 	if file == 0 {

@@ -75,3 +75,29 @@ func TestAbsentPages(t *testing.T) {
 		t.Error("without the option the page is there all the same")
 	}
 }
+
+// TestDirtyBits reads entries that an operating system has marked in a place of
+// its own.
+func TestDirtyBits(t *testing.T) {
+	const (
+		mark  = 1 << 58
+		table = bitPresent | bitWrite | bitUser
+	)
+	fake := hypervisortest.NewFake(hypervisor.Range{Start: 0, Size: 1 << 20})
+	for gpa, e := range map[hypervisor.PhysAddr]uint64{
+		0x1000: 0x2000 | table, 0x2000: 0x3000 | table, 0x3000: 0x4000 | table | mark,
+		0x4000: 0x5000 | table, 0x4008: 0x5000 | table | mark, 0x4010: 0x5000 | table | bitDirty,
+	} {
+		fake.Store(gpa, binary.LittleEndian.AppendUint64(nil, e))
+	}
+	root := Root{Mode: Mode4Level, CR3: 0x1000, NX: true}
+	for _, marks := range []uint64{0, mark} {
+		as := New(fake.VM(0), root, WithDirtyBits(marks))
+		for page, want := range []bool{false, marks != 0, true} {
+			m, err := as.Translate(hypervisor.VirtAddr(page * hypervisor.PageSize))
+			if err != nil || m.Flags.Has(Dirty) != want {
+				t.Errorf("bits %#x, page %d: flags %b, want dirty %v: %v", marks, page, m.Flags, want, err)
+			}
+		}
+	}
+}

@@ -37,6 +37,7 @@ type level struct {
 	noPerms  bool   // entries have no permission bits (PAE's PDPTE)
 	// What must be zero in a present entry, as a table and as a page.
 	tableReserved, pageReserved uint64
+	dirty                       uint64 // bits of an entry that say that its page was written to
 }
 
 // layout is a paging mode made ready for walking.
@@ -100,6 +101,9 @@ func newLayout(r Root) (*layout, error) {
 		}
 	default:
 		return nil, ErrBadRoot
+	}
+	for i := range l.levels {
+		l.levels[i].dirty = bitDirty
 	}
 	return l, nil
 }
@@ -197,7 +201,7 @@ func pageFlags(lv *level, e uint64) Flags {
 	for _, b := range [...]struct {
 		bit  uint64
 		flag Flags
-	}{{bitGlobal, Global}, {bitAccessed, Accessed}, {bitDirty, Dirty}, {bitPWT, WriteThrough}, {bitPCD, CacheDisable}, {pat, PAT}} {
+	}{{bitGlobal, Global}, {bitAccessed, Accessed}, {lv.dirty, Dirty}, {bitPWT, WriteThrough}, {bitPCD, CacheDisable}, {pat, PAT}} {
 		if e&b.bit != 0 {
 			f |= b.flag
 		}

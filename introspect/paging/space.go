@@ -30,6 +30,10 @@ type AbsentPage func(entry uint64) (phys hypervisor.PhysAddr, ok bool)
 // a guest hides from its own CPU is not to be hidden from who looks in.
 func WithAbsentPages(f AbsentPage) Option { return func(as *AddressSpace) { as.absent = f } }
 
+// WithDirtyBits makes pages Dirty whose entry has any of bits, besides those that
+// the CPU itself has marked so: an operating system may keep its mark there.
+func WithDirtyBits(bits uint64) Option { return func(as *AddressSpace) { as.dirty = bits } }
+
 // AddressSpace is one guest-virtual address space: the page tables below one
 // root. It is safe for concurrent use. See the package's documentation for what
 // it keeps and for how long.
@@ -45,6 +49,7 @@ type AddressSpace struct {
 
 	maxTables, maxMappings uint64
 	absent                 AbsentPage
+	dirty                  uint64 // see WithDirtyBits
 }
 
 // New returns the address space below root in mem. A root whose Mode is
@@ -62,6 +67,9 @@ func New(mem hypervisor.Memory, root Root, opts ...Option) *AddressSpace {
 	if l, err := newLayout(root); err == nil {
 		as.root.CR3 &= root.Mode.cr3Mask() &^ hypervisor.PhysAddr(l.keyMask)
 		l.absent = as.absent
+		for i := range l.levels {
+			l.levels[i].dirty |= as.dirty
+		}
 		as.layout = l
 		as.tlb.init(l)
 	}

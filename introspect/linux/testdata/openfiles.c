@@ -1,15 +1,12 @@
 // Opens a file of every kind in two mount namespaces, maps memory of every kind,
 // and prints what the kernel says of it in /proc: what tests compare with.
 #define _GNU_SOURCE
-#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/bpf.h>
 #include <linux/perf_event.h>
-#include <linux/userfaultfd.h>
 #include <sched.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,6 +14,7 @@
 #include <sys/eventfd.h>
 #include <sys/fanotify.h>
 #include <sys/inotify.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
@@ -24,10 +22,10 @@
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/swap.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/timerfd.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #define PAGE 4096UL
@@ -199,8 +197,10 @@ static pid_t run_from(int fd)
 		dup2(null, 0), dup2(null, 1), dup2(null, 2);
 		close(null);
 		fcntl(fd, F_SETFD, FD_CLOEXEC);
-		fexecve(fd, argv, envp);
-		die("fexecve");
+		char path[64];
+		snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+		execve(path, argv, envp);
+		_exit(errno);
 	}
 	close(ready[1]);
 	char c;
@@ -208,6 +208,167 @@ static pid_t run_from(int fd)
 		;
 	close(ready[0]);
 	return pid;
+}
+
+// What the parent is told of a mapping that the kernel does not count.
+static struct copies {
+	void *start;
+	int modified;
+} *copies;
+static int ncopies;
+
+static void *map(size_t pages, int prot, int flags, int fd)
+{
+	void *p = mmap(NULL, pages * PAGE, prot, flags, fd, 0);
+	if (p == MAP_FAILED)
+		die("mmap");
+	// Something else below it, so that no neighbour is merged with it.
+	mmap(NULL, PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	return p;
+}
+
+static void touch(void *p, int from, int pages, int write)
+{
+	for (int i = from; i < from + pages; i++) {
+		volatile char *c = (char *)p + i * PAGE;
+		if (write)
+			*c = 'x';
+		else
+			(void)*c;
+	}
+}
+
+static void told(void *p, int modified)
+{
+	copies[ncopies++] = (struct copies){p, modified};
+}
+
+static void map_all(const char *lib)
+{
+	int fd = make(lib, O_RDWR, 16 * PAGE), ro = must(open(lib, O_RDONLY), lib);
+	char *p = map(16, PROT_READ | PROT_EXEC, MAP_PRIVATE, ro);
+	touch(p, 0, 8, 0);
+	must(mprotect(p, 16 * PAGE, PROT_READ | PROT_WRITE), "mprotect");
+	p[3 * PAGE + 17] = 'x'; // code that is not the file's
+	p[5 * PAGE] = 'a';	// written to, but still what the file has
+	must(mprotect(p, 16 * PAGE, PROT_READ | PROT_EXEC), "mprotect");
+	told(p, 1);
+	p = map(16, PROT_READ | PROT_WRITE, MAP_PRIVATE, ro);
+	touch(p, 0, 9, 0);
+	touch(p, 2, 4, 1);
+	told(p, 4);
+	p = map(16, PROT_READ, MAP_SHARED, ro);
+	touch(p, 0, 16, 0);
+	told(p, 0);
+	close(fd), close(ro);
+
+	fd = make("/tmp/deleted map", O_RDWR, 8 * PAGE);
+	unlink("/tmp/deleted map");
+	p = map(8, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
+	touch(p, 0, 5, 1);
+	close(fd);
+	fd = must(memfd_create("mapped", 0), "memfd");
+	must(ftruncate(fd, 16 * PAGE), "ftruncate");
+	p = map(16, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
+	touch(p, 0, 5, 1);
+	p = map(16, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE, fd);
+	touch(p, 0, 12, 0);
+	touch(p, 6, 2, 1);
+	told(p, 2);
+	close(fd);
+
+	p = map(8, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1);
+	touch(p, 0, 3, 1);
+	p = map(64, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	touch(p, 0, 10, 1);
+	touch(p, 20, 5, 0); // the zero page
+	p = map(8, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	touch(p, 0, 8, 1);
+	must(mprotect(p, 8 * PAGE, PROT_NONE), "mprotect");
+	p = map(8, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
+	must(madvise(p, 8 * PAGE, MADV_DONTDUMP), "DONTDUMP");
+	must(madvise(p, 8 * PAGE, MADV_WIPEONFORK), "WIPEONFORK");
+	must(madvise(p, 8 * PAGE, MADV_DONTFORK), "DONTFORK");
+	must(madvise(p, 8 * PAGE, MADV_SEQUENTIAL), "SEQUENTIAL");
+	must(mlock(p, 8 * PAGE), "mlock");
+	fd = must(open("/dev/zero", O_RDWR), "/dev/zero");
+	p = map(4, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd);
+	touch(p, 0, 2, 1);
+	told(p, 0);
+	close(fd);
+
+	// Huge pages, written to and only read.
+	for (int write = 0; write < 2; write++) {
+		char *q = map(1536, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+		madvise(q, 1536 * PAGE, MADV_HUGEPAGE);
+		touch(q, 0, 1024, write);
+	}
+	p = mmap(NULL, 2 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
+	if (p != MAP_FAILED)
+		touch(p, 0, 1, 1);
+
+	// What is out: pages of no file, copies of a file's, and shared ones.
+	p = map(32, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	touch(p, 0, 20, 1);
+	must(madvise(p, 32 * PAGE, MADV_PAGEOUT), "PAGEOUT");
+	ro = must(open(lib, O_RDONLY), lib);
+	p = map(16, PROT_READ | PROT_WRITE, MAP_PRIVATE, ro);
+	touch(p, 0, 4, 1);
+	must(madvise(p, 16 * PAGE, MADV_PAGEOUT), "PAGEOUT");
+	told(p, 4);
+	close(ro);
+	p = map(16, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1);
+	touch(p, 0, 11, 1);
+	must(madvise(p, 16 * PAGE, MADV_PAGEOUT), "PAGEOUT");
+}
+
+static pid_t mapper(void)
+{
+	int ready[2];
+	must(pipe(ready), "pipe");
+	pid_t pid = must(fork(), "fork");
+	if (pid == 0) {
+		close(ready[0]);
+		prctl(PR_SET_NAME, "mapper");
+		map_all("/tmp/lib");
+		fflush(stdout);
+		int null = must(open("/dev/null", O_RDWR), "/dev/null");
+		dup2(null, 0), dup2(null, 1), dup2(null, 2);
+		close(ready[1]);
+		for (;;)
+			pause();
+	}
+	close(ready[1]);
+	char c;
+	while (read(ready[0], &c, 1) > 0)
+		;
+	close(ready[0]);
+	return pid;
+}
+
+// Swap on a file, for pages to go to.
+static void swap_on(void)
+{
+	int fd = make("/tmp/swap", O_RDWR, 4096 * PAGE);
+	unsigned head[3] = {1, 4095, 0};
+	must(pwrite(fd, head, sizeof head, 1024), "swap");
+	must(pwrite(fd, "SWAPSPACE2", 10, PAGE - 10), "swap");
+	int loop = must(open("/dev/loop1", O_RDWR), "loop1");
+	must(ioctl(loop, 0x4c00 /* LOOP_SET_FD */, fd), "LOOP_SET_FD");
+	must(swapon("/dev/loop1", 0), "swapon");
+	close(loop), close(fd);
+}
+
+static void print_maps(pid_t pid)
+{
+	char path[64], line[4096];
+	snprintf(path, sizeof path, "/proc/%d/smaps", pid);
+	FILE *f = fopen(path, "r");
+	if (!f)
+		die(path);
+	while (fgets(line, sizeof line, f))
+		printf("MAP %d %s", pid, line);
+	fclose(f);
 }
 
 static void copy_self(int to)
@@ -279,6 +440,14 @@ int main(int argc, char **argv)
 			pause();
 	struct rlimit lim = {2000, 4000};
 	setrlimit(RLIMIT_NOFILE, &lim);
+	copies = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	int sys = open("/proc/sys/vm/nr_hugepages", O_WRONLY);
+	if (sys >= 0) {
+		if (write(sys, "4", 1) < 0)
+			printf("no huge pages\n");
+		close(sys);
+	}
+	swap_on();
 	pid_t pids[8];
 	int n = 0;
 	pids[n++] = child(0, -1);
@@ -300,8 +469,13 @@ int main(int argc, char **argv)
 	close(fd);
 	pids[n++] = run_from(ro);
 	close(ro);
+	pids[n++] = mapper();
 	for (int i = 0; i < n; i++)
 		print_files(pids[i]);
+	for (int i = 0; i < n; i++)
+		print_maps(pids[i]);
+	for (int i = 0; copies[i].start; i++)
+		printf("COPY %d %lx %d\n", pids[n - 1], (unsigned long)copies[i].start, copies[i].modified);
 	printf("END\n");
 	fflush(stdout);
 	_exit(0);
