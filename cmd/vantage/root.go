@@ -168,6 +168,7 @@ existing file means image:.`,
 		a.filesCommand(),
 		a.extractCommand(),
 		a.mapsCommand(),
+		a.bpfCommand(),
 	)...)
 	root.AddCommand(
 		a.vmsCommand(), a.scanCommand(), a.policyCommand(), a.demoCommand(), a.versionCommand(), a.pauseGuardCommand(),

@@ -31,6 +31,7 @@ func TestKernelConstants(t *testing.T) {
 		{Header: maple, Name: "MAPLE_RESERVED_RANGE", Holds: labtest.Is(mapleMaxPrivate)},
 		{Header: "include/linux/fs.h", Name: "FMODE_BACKING", Holds: func(bit uint64) bool { return bit&^fmodeMayBack == 0 }},
 		{Header: "include/uapi/linux/limits.h", Name: "NAME_MAX", Holds: labtest.Is(nameMax)},
+		{Header: "include/uapi/linux/magic.h", Name: "BPF_FS_MAGIC", Holds: labtest.Is(bpfFSMagic)},
 		{Header: "arch/x86/include/asm/cpufeatures.h", Name: "X86_FEATURE_PTI", Holds: labtest.Is(featurePTI)},
 		{Header: mm, Name: "VM_PFNMAP", Holds: labtest.Is(vmPFNMap)},
 		{Header: mm, Name: "VM_HUGETLB", Holds: labtest.Is(vmHugeTLB)},

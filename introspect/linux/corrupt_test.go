@@ -42,6 +42,22 @@ var corruptWalks = []corruptWalk{
 		l, err := g.Sockets(ctx, SocketOptions{})
 		return len(l.Sockets), l.Coverage, err
 	}},
+	// The lab's guest has no eBPF of its own.
+	{name: "BPF", empty: true, run: func(ctx context.Context, g *Guest) (int, *introspect.Coverage, error) {
+		l, err := g.BPF(ctx)
+		return len(l.Programs) + len(l.Maps) + len(l.Links), l.Coverage, err
+	}},
+	{name: "code", run: func(ctx context.Context, g *Guest) (int, *introspect.Coverage, error) {
+		cov := &introspect.Coverage{}
+		m, err := g.codeMap(ctx, cov)
+		if err != nil {
+			return 0, cov, err
+		}
+		for _, r := range m.ranges {
+			m.owner(r.end - 1)
+		}
+		return len(m.ranges), cov, nil
+	}},
 	{name: "Info", run: func(ctx context.Context, g *Guest) (int, *introspect.Coverage, error) {
 		i, err := g.Info(ctx)
 		return 1, i.Coverage, err
