@@ -97,7 +97,8 @@ func compareBPFPrograms(t *testing.T, g *Guest, l BPFList, truth hooksTruth) {
 		if p.Name == "vt_sock" && !slices.Equal(p.Pinned, []string{"/sys/fs/bpf/vt_prog_pin"}) {
 			t.Errorf("program %s is pinned at %q", p.Name, p.Pinned)
 		}
-		if c := code.owner(p.JITAddress); c.Kind != CodeBPF || !strings.HasPrefix(c.Owner, "bpf_prog_"+p.Tag) {
+		// The first of several functions has a tag of its own until 5.12.
+		if c := code.owner(p.JITAddress); c.Kind != CodeBPF || !strings.HasPrefix(c.Owner, "bpf_prog_"+p.Tag) && p.Name != "vt_calls" {
 			t.Errorf("the code of program %s at %v is said to be %+v", p.Name, p.JITAddress, c)
 		}
 	}
