@@ -88,6 +88,7 @@ func TestGuestIsUnderstoodFromOutside(t *testing.T) {
 			if r := vantage(t, "modules", g.Name(), "--json"); r.status != exitOK {
 				t.Errorf("modules: status %d: %s", r.status, r.stderr)
 			}
+			checkSockets(t, g)
 			checkScan(t, g)
 		})
 	}
@@ -436,5 +437,38 @@ func TestFullDiskIsSaid(t *testing.T) {
 		if got := a.run(t.Context(), args); got != exitFailed || !strings.Contains(errs.String(), "no space left") {
 			t.Errorf("%v to a full disk: status %d: %s", args, got, errs.String())
 		}
+	}
+}
+
+// checkSockets compares what listens in a guest, and who it is, with the guest's
+// own word.
+func checkSockets(t *testing.T, g *lab.Guest) {
+	t.Helper()
+	pid, err := g.Run(t.Context(), "nc -l -p 4242 -s 127.0.0.1 >/dev/null 2>&1 </dev/null & until grep -q :1092 /proc/net/tcp; do usleep 10000; done; echo $!")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid = strings.TrimSpace(pid)
+	r := vantage(t, "sockets", g.Name(), "--json", "--listening", "--pid", pid)
+	if r.status != exitOK {
+		t.Fatalf("sockets: status %d: %s", r.status, r.stderr)
+	}
+	got := objects(t, r.stdout)
+	if len(got) != 1 {
+		t.Fatalf("sockets: %s", r.stdout)
+	}
+	for k, want := range map[string]string{
+		"family": "inet", "type": "stream", "proto": "tcp", "state": "LISTEN", "local_addr": "127.0.0.1", "local_port": "4242",
+		"remote_addr": "0.0.0.0", "remote_port": "0", "pid": pid, "comm": "nc", "uid": "0", "hidden": "false",
+	} {
+		if have := fmt.Sprint(got[0][k]); have != want {
+			t.Errorf("sockets: %s %s, want %s", k, have, want)
+		}
+	}
+	if r := vantage(t, "sockets", g.Name()); r.status != exitOK || !strings.Contains(r.stdout, "127.0.0.1:4242") {
+		t.Errorf("sockets: status %d: %s%s", r.status, r.stdout, r.stderr)
+	}
+	if _, err := g.Run(t.Context(), "kill "+pid); err != nil {
+		t.Error(err)
 	}
 }

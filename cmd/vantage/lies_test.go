@@ -151,6 +151,7 @@ func TestAGuestThatLiesEndsNoCommandBadly(t *testing.T) {
 			c.lie(l)
 			for _, args := range [][]string{
 				{"ps", l.path}, {"ps", l.path, "--threads"}, {"info", l.path}, {"modules", l.path}, {"files", l.path}, {"maps", l.path, "--pid", "1"},
+				{"sockets", l.path},
 				{"scan", l.path}, {"scan", l.path, "--physical"},
 			} {
 				status, stderr := l.run(args)

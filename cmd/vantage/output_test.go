@@ -93,6 +93,7 @@ func TestJSONKeysAreSnakeCase(t *testing.T) {
 		"ps": reflect.TypeFor[linux.Process](), "modules": reflect.TypeFor[linux.Module](),
 		"files": reflect.TypeFor[linux.File](), "extract": reflect.TypeFor[extracted](),
 		"maps":    reflect.TypeFor[linux.Area](),
+		"sockets": reflect.TypeFor[linux.Socket](),
 		"finding": reflect.TypeFor[scanner.Finding](), "summary": reflect.TypeFor[totals](),
 		"policy test": reflect.TypeFor[policy.TestReport](), "policy eval": reflect.TypeFor[policy.EvalResult](),
 		"policy replay": reflect.TypeFor[policy.ReplayReport](), "change": reflect.TypeFor[policy.Change](),

@@ -14,6 +14,9 @@ func TestKernelConstants(t *testing.T) {
 		maple     = "include/linux/maple_tree.h"
 		pageFlags = "include/linux/page-flags.h"
 		pgtable   = "arch/x86/include/asm/pgtable_types.h"
+
+		socketH  = "include/linux/socket.h"
+		netlinkH = "include/uapi/linux/netlink.h"
 	)
 	labtest.CheckConstants(t, []labtest.Constant{
 		{Header: sched, Name: "PF_KTHREAD", Holds: labtest.Is(pfKthread)},
@@ -60,10 +63,34 @@ func TestKernelConstants(t *testing.T) {
 		{Header: "include/linux/fs.h", Name: "SB_LAZYTIME", Holds: labtest.Is(sbLazyTime)},
 		{Header: "include/uapi/linux/if_arp.h", Name: "ARPHRD_ETHER", Holds: labtest.Is(arphrdEther)},
 		{Header: "include/uapi/linux/if_arp.h", Name: "ARPHRD_LOOPBACK", Holds: labtest.Is(arphrdLoopback)},
+		{Header: socketH, Name: "AF_UNIX", Holds: labtest.Is(afUnix)},
+		{Header: socketH, Name: "AF_INET", Holds: labtest.Is(afInet)},
+		{Header: socketH, Name: "AF_INET6", Holds: labtest.Is(afInet6)},
+		{Header: socketH, Name: "AF_NETLINK", Holds: labtest.Is(afNetlink)},
+		{Header: socketH, Name: "AF_PACKET", Holds: labtest.Is(afPacket)},
+		{Header: socketH, Name: "AF_VSOCK", Holds: labtest.Is(afVsock)},
+		{Header: socketH, Name: "AF_XDP", Holds: labtest.Is(afXDP)},
+		{Header: socketH, Name: "AF_MAX", Holds: func(n uint64) bool { return n <= afMax }},
+		{Header: netlinkH, Name: "MAX_LINKS", Holds: labtest.Is(maxNetlinks)},
+		{Header: netlinkH, Name: "NETLINK_KOBJECT_UEVENT", Holds: isSockName(sockNetlinkNames[:], "kobject_uevent")},
+		{Header: netlinkH, Name: "NETLINK_AUDIT", Holds: isSockName(sockNetlinkNames[:], "audit")},
+		{Header: netlinkH, Name: "NETLINK_NETFILTER", Holds: isSockName(sockNetlinkNames[:], "netfilter")},
+		{Header: netlinkH, Name: "NETLINK_SMC", Holds: isSockName(sockNetlinkNames[:], "smc")},
+		{Header: "include/net/af_unix.h", Name: "UNIX_HASH_SIZE", Holds: func(n uint64) bool { return n == sockUnixSlots || 2*n == sockUnixSlots }},
+		{Header: "include/uapi/linux/un.h", Name: "UNIX_PATH_MAX", Holds: labtest.Is(sunPathMax)},
+		{Header: "include/uapi/linux/vm_sockets.h", Name: "VMADDR_CID_ANY", Holds: labtest.Is(vmaddrAny)},
+		{Header: "include/uapi/linux/if_ether.h", Name: "ETH_P_LLDP", Holds: func(n uint64) bool { return sockEtherTypes[uint16(n)] == "lldp" }},
+		{Header: "include/uapi/linux/if_ether.h", Name: "ETH_P_PAE", Holds: func(n uint64) bool { return sockEtherTypes[uint16(n)] == "pae" }},
+		{Header: "include/uapi/linux/if_ether.h", Name: "ETH_P_ALL", Holds: func(n uint64) bool { return sockEtherTypes[uint16(n)] == "all" }},
 		{Header: pgtable, Name: "_PAGE_BIT_PRESENT", Holds: labtest.Is(0)},
 		{Header: pgtable, Name: "_PAGE_BIT_PROTNONE", Holds: func(bit uint64) bool {
 			_, ok := protNone(1 << bit)
 			return ok
 		}},
 	})
+}
+
+// isSockName is a Constant's Holds: names calls the constant want.
+func isSockName(names []string, want string) func(uint64) bool {
+	return func(n uint64) bool { return sockName(names, n) == want }
 }

@@ -68,7 +68,15 @@ type fakeTypes struct {
 
 func newFakeTypes() *fakeTypes {
 	t := &fakeTypes{fields: map[string]profile.Field{}, sizes: map[string]uint64{}}
-	for line := range strings.Lines(strings.TrimSpace(fakeStructs)) {
+	t.add(fakeStructs)
+	mount := t.fields["mount.mnt.mnt_root"]
+	t.fields["mount.mnt"] = profile.Field{Offset: mount.Offset, Size: 8}
+	return t
+}
+
+// add adds structures: see fakeStructs.
+func (t *fakeTypes) add(structs string) {
+	for line := range strings.Lines(strings.TrimSpace(structs)) {
 		words := strings.Fields(line)
 		off := uint64(0)
 		for _, w := range words[1:] {
@@ -90,9 +98,6 @@ func newFakeTypes() *fakeTypes {
 		}
 		t.sizes[words[0]] = (off + 7) &^ 7
 	}
-	mount := t.fields["mount.mnt.mnt_root"]
-	t.fields["mount.mnt"] = profile.Field{Offset: mount.Offset, Size: 8}
-	return t
 }
 
 func (t *fakeTypes) Field(path string) (profile.Field, error) {
