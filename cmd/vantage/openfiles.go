@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 
@@ -12,6 +13,7 @@ import (
 
 func (a *app) filesCommand() *cobra.Command {
 	var opts linux.FileOptions
+	var cached bool
 	cmd := &cobra.Command{
 		Use:   "files VM",
 		Short: "List the open files of a guest's processes",
@@ -26,15 +28,23 @@ JSON fields: pid comm role fd path type flags pos inode dev rdev deleted links
 uid gid mode size mtime ctime atime mnt_ns kernel_address. role is fd, or exe
 (with fd -1); type is reg, dir, chr, blk, fifo, sock, link, or the kernel's word
 for an anonymous inode (eventfd, eventpoll, inotify, …); flags are the O_ flags of
-open(2) in base 8, dev and rdev are MAJOR:MINOR.`,
+open(2) in base 8, dev and rdev are MAJOR:MINOR.
+` + cachedFilesHelp,
 		Example: `  vantage files web-1
   vantage files web-1 --pid 812
+  vantage files web-1 --cached
   vantage files web-1.lime --json | jq -r 'select(.deleted and .type == "reg").path'`,
 		Args:              oneVM,
 		ValidArgsFunction: a.completeVMs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if opts.PID < 0 {
 				return fmt.Errorf("--pid %d: want the number of a process", opts.PID)
+			}
+			if cached {
+				if opts.PID != 0 {
+					return errors.New("--cached lists what belongs to no process: no --pid")
+				}
+				return a.cachedFiles(cmd.Context(), args[0])
 			}
 			return a.withGuest(cmd.Context(), args[0], func(g *linux.Guest) error {
 				list, err := g.Files(cmd.Context(), opts)
@@ -49,6 +59,7 @@ open(2) in base 8, dev and rdev are MAJOR:MINOR.`,
 		},
 	}
 	cmd.Flags().IntVarP(&opts.PID, "pid", "p", 0, "only the files of this process")
+	cmd.Flags().BoolVar(&cached, "cached", false, "list what the page cache holds")
 	completeFlag(cmd, "pid")
 	return cmd
 }

@@ -28,6 +28,7 @@ func TestJSONIsSafeOnATerminal(t *testing.T) {
 	for name, v := range map[string]any{
 		"process": &linux.Process{Comm: hostile, Exe: hostile, Args: []string{hostile}, Cgroup: hostile, Container: hostile},
 		"module":  &linux.Module{Name: hostile},
+		"cached":  linux.CachedFile{Path: hostile, FSType: hostile, Device: hostile},
 		"info":    vmInfo{Guest: &linux.Info{Hostname: hostile, CommandLine: hostile, Version: hostile}},
 		"finding": node.Finding{Finding: scanner.Finding{Comm: hostile, Where: hostile}}.Finding,
 	} {
@@ -91,7 +92,7 @@ func TestJSONKeysAreSnakeCase(t *testing.T) {
 	for name, typ := range map[string]reflect.Type{
 		"vms": reflect.TypeFor[hypervisor.Info](), "info": reflect.TypeFor[vmInfo](),
 		"ps": reflect.TypeFor[linux.Process](), "modules": reflect.TypeFor[linux.Module](),
-		"files": reflect.TypeFor[linux.File](), "extract": reflect.TypeFor[extracted](),
+		"files": reflect.TypeFor[linux.File](), "extract": reflect.TypeFor[extracted](), "files --cached": reflect.TypeFor[linux.CachedFile](),
 		"maps":    reflect.TypeFor[linux.Area](),
 		"sockets": reflect.TypeFor[linux.Socket](),
 		"finding": reflect.TypeFor[scanner.Finding](), "summary": reflect.TypeFor[totals](),

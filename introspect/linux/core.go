@@ -74,6 +74,7 @@ func (g *Guest) Core(ctx context.Context, p Process, opt CoreOptions) (*Content,
 	}
 	return &Content{Path: p.Exe, Size: size, copy: func(ctx context.Context, w *contentWriter) error {
 		w.cov.Problems.Merge(c.problems)
+		c.restart()
 		if err := w.write(head); err != nil {
 			return err
 		}
@@ -134,6 +135,7 @@ func (g *Guest) core(ctx context.Context, p Process, opt CoreOptions) (*core, er
 	if err := c.makeNotes(); err != nil {
 		return nil, err
 	}
+	c.restart()
 	return c, c.findSegments(ctx)
 }
 

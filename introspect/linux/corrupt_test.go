@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"runtime"
 	"slices"
 	"testing"
@@ -78,6 +79,25 @@ var corruptWalks = []corruptWalk{
 		l, err := g.Mounts(ctx)
 		return len(l.Mounts), l.Coverage, err
 	}},
+	{name: "CachedFiles", run: func(ctx context.Context, g *Guest) (int, *introspect.Coverage, error) {
+		l, err := g.CachedFiles(ctx)
+		return len(l.Files), l.Coverage, err
+	}},
+	{name: "CachedFile", run: func(ctx context.Context, g *Guest) (int, *introspect.Coverage, error) {
+		c, err := g.CachedFile(ctx, "/bin/../init")
+		return corruptContent(ctx, c, err)
+	}},
+	{name: "Exe", run: corruptEach(func(ctx context.Context, g *Guest, p Process) (int, *introspect.Coverage, error) {
+		c, err := g.Exe(ctx, p)
+		return corruptContent(ctx, c, err)
+	})},
+	{name: "Core", run: corruptEach(func(ctx context.Context, g *Guest, p Process) (int, *introspect.Coverage, error) {
+		if p.PID%8 != 1 {
+			return 0, nil, nil // enough of them
+		}
+		c, err := g.Core(ctx, p, CoreOptions{})
+		return corruptContent(ctx, c, err)
+	})},
 	{name: "VMAs", run: corruptEach(func(ctx context.Context, g *Guest, p Process) (int, *introspect.Coverage, error) {
 		v, cov, err := g.VMAs(ctx, p)
 		return len(v), cov, err
@@ -97,6 +117,23 @@ var corruptWalks = []corruptWalk{
 		}
 		return n, nil, ctx.Err()
 	})},
+}
+
+// corruptContent takes c out of memory. A program of another size than there is
+// memory for is not read.
+func corruptContent(ctx context.Context, c *Content, err error) (int, *introspect.Coverage, error) {
+	if err != nil {
+		return 0, nil, err
+	}
+	const most = 64 << 20
+	if c.Size > most {
+		return 1, nil, nil
+	}
+	cov, err := c.WriteTo(ctx, io.Discard, nil)
+	if err != nil {
+		return 0, cov.Problems, err
+	}
+	return int(cov.PagesRead), cov.Problems, nil
 }
 
 // corruptEach makes a walk of a walk of each process with memory. What is wrong

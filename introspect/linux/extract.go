@@ -141,6 +141,7 @@ func (g *Guest) Area(ctx context.Context, p Process, start hypervisor.VirtAddr) 
 		}
 		return &Content{Path: v.Path, Size: v.Size(), copy: func(ctx context.Context, w *contentWriter) error {
 			w.cov.Problems.Merge(a.cov)
+			a.restart()
 			return a.copy(ctx, w, &v, v.Start, v.End)
 		}}, v, nil
 	}
@@ -163,6 +164,14 @@ type areasLook struct {
 	cov    *introspect.Coverage
 	space  areaSpace
 	inodes map[hypervisor.VirtAddr]pagesInode // by struct file
+	left   uint64                             // pieces that may still be met
+}
+
+// restart begins a pass over the areas: each page of memory may be met once,
+// and once in swap. Page tables may say far more.
+func (a *areasLook) restart() {
+	const some = 1 << 16
+	a.left = 2*hypervisor.TotalSize(a.g.mem.Ranges())/hypervisor.PageSize + some
 }
 
 func (g *Guest) newAreas(ctx context.Context, p Process) (*areasLook, error) {

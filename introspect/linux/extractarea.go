@@ -3,6 +3,7 @@ package linux
 import (
 	"context"
 	"errors"
+	"fmt"
 	"iter"
 
 	"github.com/vantage-vmi/vantage/hypervisor"
@@ -41,6 +42,10 @@ func (a *areasLook) pieces(ctx context.Context, v *VMA, lo, hi hypervisor.VirtAd
 	give := func(p areaPiece) error {
 		p.start = at
 		at = p.end
+		if a.left == 0 {
+			return fmt.Errorf("pieces of memory areas: %w", ErrLimit)
+		}
+		a.left--
 		return fn(p)
 	}
 	for m, err := range a.space.Mappings(ctx, lo, hi) {

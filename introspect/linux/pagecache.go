@@ -41,7 +41,9 @@ type pagesInode struct {
 	ino, size, nlink  uint64
 	link              hypervisor.VirtAddr // of a symbolic link: its text
 	dentries          hypervisor.VirtAddr // first node of the list of its names
+	rdev              DeviceNumber
 	fsType            string
+	next              links // in its super_block's list
 }
 
 // pagesLook reads cached files. It is for one goroutine.
@@ -73,6 +75,7 @@ func (l *pagesLook) inode(addr hypervisor.VirtAddr) (pagesInode, error) {
 	i := pagesInode{
 		addr: addr, sb: o.ptr(l.f.iSB), mapping: o.ptr(l.f.iMapping), mode: uint16(o.uint(l.f.iMode)),
 		ino: o.uint(l.f.iIno), size: o.uint(l.f.iSize), nlink: o.uint(l.f.iNlink), link: o.ptr(l.f.iLink), dentries: o.ptr(l.f.iDentry),
+		rdev: DeviceNumber(o.uint(l.f.iRDev)), next: o.links(l.f.iSBList),
 	}
 	if err := l.g.r.check(addr, i.sb, 8); err != nil {
 		return i, fmt.Errorf("inode: %w", err)
@@ -257,7 +260,7 @@ func (l *pagesLook) cachedPage(i *pagesInode, index uint64) (phys hypervisor.Phy
 	if entry&xaValueBit != 0 {
 		return 0, false, nil
 	}
-	run, ok, err := l.entry(i, pagesEntry{index, 1, entry})
+	run, ok, err := l.entry(i, pagesEntry{index: index, count: 1, entry: entry})
 	return run.phys, ok, err
 }
 

@@ -21,7 +21,10 @@ type pagesTable struct {
 	fileInode                                                          field
 	taskFS, fsRoot                                                     field
 	vdsoImage, vdsoData, vdsoSize                                      field // in mm_struct and vdso_image
-	sbList, sbInodes, sbID                                             field
+	sbList, sbInodes, sbID, sbDev, sbRoot                              field
+	iRDev                                                              field
+	marks                                                              field // in xa_node
+	mntSB                                                              field
 	pageSize                                                           uint64 // of struct page
 	uptodate, dirty, headBit                                           uint64 // bits of page flags
 	superBlocks                                                        hypervisor.VirtAddr
@@ -62,6 +65,11 @@ func (p *pagesTable) facts() []fact {
 		{&p.vdsoSize, 8, may, []string{"vdso_image.size"}},
 		{&p.sbList, 16, want, []string{"super_block.s_list"}},
 		{&p.sbInodes, 16, want, []string{"super_block.s_inodes"}},
+		{&p.sbDev, 4, want, []string{"super_block.s_dev"}},
+		{&p.sbRoot, 8, want, []string{"super_block.s_root"}},
+		{&p.iRDev, 4, want, []string{"inode.i_rdev"}},
+		{&p.marks, 0, want, []string{"xa_node.marks", "xa_node.tags"}},
+		{&p.mntSB, 8, want, []string{"mount.mnt.mnt_sb"}},
 		{&p.sbID, 0, want, []string{"super_block.s_id"}},
 	}
 }
@@ -88,7 +96,7 @@ func (p *pagesTable) finish(t types) {
 	if p.sbID.size > 64 {
 		p.sbID.size = 64
 	}
-	p.inodeSpan = spanOf(p.iMode, p.iSB, p.iMapping, p.iIno, p.iSize, p.iLink, p.iNlink, p.iDentry, p.iSBList)
+	p.inodeSpan = spanOf(p.iMode, p.iSB, p.iMapping, p.iIno, p.iSize, p.iLink, p.iNlink, p.iRDev, p.iDentry, p.iSBList)
 	p.mappingSpan = spanOf(p.host, p.pagesHead, p.nrPages)
 	p.pageSpan = spanOf(p.flags, p.mapping, p.index, p.compound)
 }

@@ -101,6 +101,7 @@ func TestCachedFiles(t *testing.T) {
 			g := bootPages(t, suite)
 			guest := openLive(t, g)
 			t.Run("files", func(t *testing.T) { testCachedContents(t, g, guest) })
+			t.Run("list", func(t *testing.T) { testCachedList(t, g, guest) })
 			t.Run("extract", func(t *testing.T) { testExtract(t, g, guest) })
 		})
 	}

@@ -13,6 +13,7 @@ import (
 type pagesEntry struct {
 	index, count uint64
 	entry        uint64
+	marked       bool // with the first mark; see pagesXArray.marks
 }
 
 // pagesXArray walks an XArray whose entries may be values, and may span several
@@ -25,10 +26,12 @@ type pagesXArray struct {
 	first uint64 // entries that end before it are left out
 	last  uint64 // … and those that begin behind it
 	left  int    // nodes that may still be read
+	marks field  // where a node's marks lie; without it no entry is marked
 	buf   [xaMaxDepth + 1][]byte
 	bad   func(at hypervisor.VirtAddr, err error)
 	fn    func(e pagesEntry) bool
 	seen  map[hypervisor.VirtAddr]struct{}
+	span  span
 }
 
 // walk calls fn for each entry of the tree whose xa_head is head, in ascending
@@ -41,12 +44,16 @@ func (w *pagesXArray) walk(head uint64) error {
 	if w.bits == 0 || w.f.slotLen != 1<<w.bits || !w.f.shift.ok || !w.f.offset.ok {
 		return fmt.Errorf("xarray nodes of %d slots: %w", w.f.slotLen, ErrTorn)
 	}
+	w.span = w.f.span
+	if w.marks.ok {
+		w.span = spanOf(w.f.shift, w.f.offset, w.f.slots, w.marks)
+	}
 	w.seen = map[hypervisor.VirtAddr]struct{}{}
 	switch {
 	case head == 0:
 	case head&xaInternalMask != xaInternal:
 		if w.first == 0 {
-			w.fn(pagesEntry{0, 1, head}) // a lone entry at index 0 needs no node
+			w.fn(pagesEntry{index: 0, count: 1, entry: head}) // a lone entry at index 0 needs no node
 		}
 	case head > xaMaxInternal:
 		_, err := w.node(hypervisor.VirtAddr(head-xaInternal), 0, -1, 0, 0)
@@ -71,7 +78,7 @@ func (w *pagesXArray) node(addr hypervisor.VirtAddr, base uint64, above int, slo
 		return true, nil
 	}
 	w.seen[addr] = struct{}{}
-	o, buf, err := w.r.object(w.buf[depth], addr, w.f.span)
+	o, buf, err := w.r.object(w.buf[depth], addr, w.span)
 	w.buf[depth] = buf
 	if err != nil {
 		w.bad(addr, err)
@@ -83,6 +90,7 @@ func (w *pagesXArray) node(addr hypervisor.VirtAddr, base uint64, above int, slo
 		wellFormed = wellFormed && shift == above-int(w.bits) && o.uint(w.f.offset) == slot
 	}
 	slots := o.bytes(w.f.slots)
+	marks := o.uint(w.marks) // the first word: a node has 64 slots
 	if !wellFormed || uint64(len(slots)) < w.f.slotLen*8 {
 		w.bad(addr, fmt.Errorf("xarray node: %w: shift %d", ErrTorn, shift))
 		return true, nil
@@ -97,7 +105,7 @@ func (w *pagesXArray) node(addr hypervisor.VirtAddr, base uint64, above int, slo
 		switch {
 		case entry == 0, index+step-1 < w.first && entry&xaInternalMask == xaInternal:
 		case entry&xaInternalMask != xaInternal:
-			e := pagesEntry{index, step, entry}
+			e := pagesEntry{index: index, count: step, entry: entry, marked: i < 64 && marks>>i&1 != 0}
 			for first := i; i+1 < w.f.slotLen; i++ {
 				if s, ok := w.f.sibling(binary.LittleEndian.Uint64(slots[(i+1)*8:])); !ok || s != first {
 					break
