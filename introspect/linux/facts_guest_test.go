@@ -16,6 +16,12 @@ import (
 	"github.com/vantage-vmi/vantage/internal/lab/labtest"
 )
 
+const factsOSRelease = `# a comment
+NAME="Facts"
+PRETTY_NAME="Facts \"GNU\" 12 (\$x)"
+VERSION_ID=12.5
+`
+
 // factsProgram builds testdata/facts once for all guests.
 var factsProgram = sync.OnceValues(func() ([]byte, error) {
 	dir, err := os.MkdirTemp("", "facts-*")
@@ -40,10 +46,14 @@ func bootFacts(t testing.TB, suite lab.Suite) *lab.Guest {
 	if err != nil {
 		t.Fatal(err)
 	}
+	modules := []string{"dummy", "overlay", "zram"}
+	if suite == lab.Bullseye || suite == lab.Bookworm {
+		modules = append(modules, "lzo-rle") // what zram compresses with; later ones have it built in
+	}
 	return labtest.Shared(t, lab.Config{
 		Name: "facts-" + string(suite), Kernel: kernel, Memory: 256 * lab.MiB, Shared: true, KASLR: true,
-		Append: "printk.devkmsg=on", Modules: []string{"dummy", "overlay"},
-		Files: []lab.File{{Path: "lab/facts", Mode: 0o755, Data: program}},
+		Append: "printk.devkmsg=on", Modules: modules,
+		Files: []lab.File{{Path: "lab/facts", Mode: 0o755, Data: program}, {Path: "usr/lib/os-release", Data: []byte(factsOSRelease)}, {Path: "etc/os-release", Link: "../usr/lib/os-release"}},
 	})
 }
 

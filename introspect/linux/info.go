@@ -35,21 +35,51 @@ type Info struct {
 	BootTime time.Time `json:"boot_time,omitzero"`
 	// KASLROffset is by how much the kernel's virtual address differs from
 	// the one it was linked for; 0 without KASLR.
-	KASLROffset     uint64               `json:"kaslr_offset"`
-	VirtBase        hypervisor.VirtAddr  `json:"virt_base"`
-	PhysBase        hypervisor.PhysAddr  `json:"phys_base"`
-	PageTableLevels int                  `json:"page_table_levels"`
-	CPUs            int                  `json:"cpus"` // online; 0: not known
-	MemoryBytes     uint64               `json:"memory_bytes"`
-	Coverage        *introspect.Coverage `json:"-"`
+	KASLROffset     uint64              `json:"kaslr_offset"`
+	VirtBase        hypervisor.VirtAddr `json:"virt_base"`
+	PhysBase        hypervisor.PhysAddr `json:"phys_base"`
+	PageTableLevels int                 `json:"page_table_levels"`
+	CPUs            int                 `json:"cpus"` // online; 0: not known
+	CPUModel        string              `json:"cpu_model"`
+	MemoryBytes     uint64              `json:"memory_bytes"` // of the VM
+	// OSName and OSVersion are PRETTY_NAME and VERSION_ID of os-release(5), when
+	// the guest has that file in its page cache.
+	OSName    string `json:"os_name"`
+	OSVersion string `json:"os_version"`
+	// Clock is the guest's time of day, in UTC, and Uptime how long it is up,
+	// suspended time included: both as of its timekeeper's last update, which in
+	// an idle guest may be some seconds ago.
+	Clock        time.Time     `json:"clock,omitzero"`
+	Uptime       time.Duration `json:"-"`             // in JSON: uptime_seconds
+	LoadAverages [3]float64    `json:"load_averages"` // of 1, 5 and 15 minutes
+	Memory       MemoryUse     `json:"memory"`
+	Taint        Taint         `json:"taint"`
+	LSMs         []string      `json:"lsms"` // security modules that are on, in their order
+	// Lockdown is the level of kernel_lockdown(7): "none", "integrity",
+	// "confidentiality"; empty for a kernel without it.
+	Lockdown string `json:"lockdown"`
+	// CgroupVersion says which control groups are mounted: "v1", "v2", "hybrid"
+	// for both; empty for none.
+	CgroupVersion string               `json:"cgroup_version"`
+	Coverage      *introspect.Coverage `json:"-"`
 }
 
 // MarshalJSON writes i with its strings made valid: see the package comment.
 func (i Info) MarshalJSON() ([]byte, error) {
 	type plain Info
-	q := plain(i)
-	for _, s := range []*string{&q.Release, &q.Version, &q.Banner, &q.BuildID, &q.Arch, &q.Hostname, &q.Domain, &q.CommandLine} {
+	q := struct {
+		plain
+		UptimeSeconds float64 `json:"uptime_seconds"`
+	}{plain(i), i.Uptime.Seconds()}
+	for _, s := range []*string{
+		&q.Release, &q.Version, &q.Banner, &q.BuildID, &q.Arch, &q.Hostname, &q.Domain, &q.CommandLine, &q.CPUModel,
+		&q.OSName, &q.OSVersion,
+	} {
 		*s = jsonText(*s)
+	}
+	q.LSMs = make([]string, len(i.LSMs))
+	for n, s := range i.LSMs {
+		q.LSMs[n] = jsonText(s)
 	}
 	return json.Marshal(q)
 }
@@ -82,7 +112,8 @@ func (g *Guest) Info(ctx context.Context) (Info, error) {
 	if i.CPUs, err = g.onlineCPUs(); err != nil {
 		cov.Add("number of CPUs", g.sym.onlineCPUs, err)
 	}
-	return i, nil
+	g.state(ctx, &i)
+	return i, ctx.Err()
 }
 
 func levels(m paging.Mode) int {
