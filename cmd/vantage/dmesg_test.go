@@ -38,9 +38,9 @@ func TestLogLines(t *testing.T) {
 		SinceBoot: 12*time.Second + 34567*time.Microsecond, Time: time.Unix(1_700_000_000, 0), Level: 3, Text: "one\x1b[0m\ntwo",
 	}
 	for want, c := range map[string]struct{ human, json bool }{
-		"[   12.034567] one\\x1b[0m\n               two\n":                 {},
-		"[2023-11-14 22:13:20] one\\x1b[0m\n                      two\n":   {human: true},
-		`"since_boot_ns":12034567000,"level":"err","facility":"kern","cal`: {json: true},
+		"[   12.034567] one\\x1b[0m\n               two\n":               {},
+		"[2023-11-14 22:13:20] one\\x1b[0m\n                      two\n": {human: true},
+		`"level":"err","facility":"kern","since_boot_ns":12034567000,`:   {json: true},
 	} {
 		var out bytes.Buffer
 		a := &app{stdout: &out, json: c.json}

@@ -85,6 +85,7 @@ func TestGuestIsUnderstoodFromOutside(t *testing.T) {
 			}
 			checkVMs(t, g, c.qmp)
 			checkInfo(t, g)
+			checkFacts(t, g)
 			if r := vantage(t, "modules", g.Name(), "--json"); r.status != exitOK {
 				t.Errorf("modules: status %d: %s", r.status, r.stderr)
 			}
@@ -189,6 +190,33 @@ func checkInfo(t *testing.T, g *lab.Guest) {
 	for i, f := range []string{"release", "hostname", "command_line"} {
 		if s, _ := got[f].(string); strings.TrimSpace(s) != strings.TrimSpace(lines[i]) {
 			t.Errorf("info: %s %q, the guest says %q", f, s, lines[i])
+		}
+	}
+}
+
+// checkFacts looks at what of a guest is told as tables: interfaces, mounts and
+// the kernel's log. That it is right is tested in package linux.
+func checkFacts(t *testing.T, g *lab.Guest) {
+	t.Helper()
+	r := vantage(t, "info", g.Name(), "--all")
+	for _, want := range []string{"127.0.0.1/8", "MOUNTED ON", "cgroup2", "Load:", "Taint:"} {
+		if r.status != exitOK || !strings.Contains(r.stdout, want) {
+			t.Errorf("info --all: status %d: no %q in %s%s", r.status, want, r.stdout, r.stderr)
+		}
+	}
+	if r := vantage(t, "info", g.Name()); strings.Contains(r.stdout, "MOUNTED ON") {
+		t.Errorf("info: %s", r.stdout)
+	}
+	info := objects(t, vantage(t, "info", g.Name(), "--json").stdout)[0]
+	if interfaces, _ := info["interfaces"].([]any); len(interfaces) == 0 {
+		t.Errorf("info --json: interfaces %v", info["interfaces"])
+	}
+	if r := vantage(t, "dmesg", g.Name(), "-T"); r.status != exitOK || !strings.Contains(r.stdout, "] Linux version ") {
+		t.Errorf("dmesg: status %d: %.300s%s", r.status, r.stdout, r.stderr)
+	}
+	for _, o := range objects(t, vantage(t, "dmesg", g.Name(), "--json", "--level", "warn+").stdout) {
+		if l, _ := o["level"].(string); l == "info" || l == "debug" || l == "notice" {
+			t.Errorf("dmesg --level warn+: %v", o)
 		}
 	}
 }

@@ -13,14 +13,25 @@ import (
 )
 
 func (a *app) infoCommand() *cobra.Command {
-	return &cobra.Command{
+	var all bool
+	cmd := &cobra.Command{
 		Use:   "info VM",
 		Short: "Tell what a VM is and what runs in it",
-		Long: `Tell what a VM is (driver, state, memory) and what runs in it: kernel version,
-boot time, command line, where KASLR put the kernel. Of a guest that is not
-understood the first part is told, and the status is 2.`,
+		Long: `Tell what a VM is (driver, state, memory) and what runs in it: system, kernel
+version, clock, load, use of memory, security modules, taint, command line, where
+KASLR put the kernel; with --all also network interfaces and mounts. Of a guest
+that is not understood the first part is told, and the status is 2.
+
+The system's name is that of /etc/os-release, when the guest has that file in its
+page cache. Mounts are those of the first process's mount namespace.
+
+JSON fields: vm state_unknown memory_ranges guest interfaces mounts. Of an
+interface: name index type mac mtu up state flags addresses net_namespace
+init_namespace kernel_address; of a mount: id parent_id source target fstype root
+options super_options device mnt_namespace kernel_address.`,
 		Example: `  vantage info web-1
-  vantage info web-1.lime --json`,
+  vantage info web-1 --all
+  vantage info web-1.lime --json | jq -r '.interfaces[].addresses[]'`,
 		Args:              oneVM,
 		ValidArgsFunction: a.completeVMs,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -41,6 +52,11 @@ understood the first part is told, and the status is 2.`,
 						return fmt.Errorf("read facts of %s: %w", args[0], err)
 					}
 					out.Guest = &info
+					if all || a.json {
+						if err := out.addLists(cmd.Context(), g); err != nil {
+							return fmt.Errorf("read facts of %s: %w", args[0], err)
+						}
+					}
 					if err := a.printInfo(out); err != nil {
 						return err
 					}
@@ -49,6 +65,8 @@ understood the first part is told, and the status is 2.`,
 			})
 		},
 	}
+	cmd.Flags().BoolVarP(&all, "all", "a", false, "tell network interfaces and mounts too (--json always does)")
+	return cmd
 }
 
 // vmInfo is what `vantage info` prints.
@@ -59,6 +77,26 @@ type vmInfo struct {
 	StateUnknown string             `json:"state_unknown,omitempty"`
 	Ranges       []hypervisor.Range `json:"memory_ranges"`
 	Guest        *linux.Info        `json:"guest,omitempty"`
+	// Nil where they were not asked for.
+	Interfaces []linux.Interface `json:"interfaces,omitempty"`
+	Mounts     []linux.Mount     `json:"mounts,omitempty"`
+}
+
+// addLists adds the guest's interfaces and mounts. That a kernel has none is told
+// in the coverage.
+func (i *vmInfo) addLists(ctx context.Context, g *linux.Guest) error {
+	interfaces, err := g.Interfaces(ctx)
+	if err != nil {
+		i.Guest.Coverage.Add("interfaces", 0, err)
+	}
+	mounts, err := g.Mounts(ctx)
+	if err != nil {
+		i.Guest.Coverage.Add("mounts", 0, err)
+	}
+	i.Guest.Coverage.Merge(interfaces.Coverage)
+	i.Guest.Coverage.Merge(mounts.Coverage)
+	i.Interfaces, i.Mounts = interfaces.Interfaces, mounts.Mounts
+	return ctx.Err()
 }
 
 // whyUnknown asks a VM whose state is not known for the reason.
@@ -91,32 +129,22 @@ func (a *app) printInfo(i vmInfo) error {
 		{"vCPUs", countText(i.VM.VCPUs)},
 		{"Host PID", countText(i.VM.PID)},
 	}
-	if g := i.Guest; g != nil {
-		kaslr := "off"
-		if g.KASLROffset != 0 {
-			kaslr = fmt.Sprintf("moved by %#x", g.KASLROffset)
-		}
-		boot := timeText(g.BootTime)
-		if !g.BootTime.IsZero() {
-			boot += " UTC"
-		}
-		lines = append(lines, [][2]string{
-			{"Kernel", g.OS + " " + g.Release + " " + g.Arch},
-			{"Version", g.Version},
-			{"Build ID", g.BuildID},
-			{"Hostname", g.Hostname},
-			{"Booted", boot},
-			{"CPUs online", countText(g.CPUs)},
-			{"Command line", g.CommandLine},
-			{"Kernel base", fmt.Sprintf("%v virtual, %v physical", g.VirtBase, g.PhysBase)},
-			{"KASLR", kaslr},
-			{"Page tables", fmt.Sprintf("%d levels", g.PageTableLevels)},
-		}...)
+	if i.Guest != nil {
+		lines = append(lines, guestLines(i.Guest)...)
 	}
 	for _, l := range lines {
+		if l[0] == "" {
+			if _, err := fmt.Fprintln(a.stdout); err != nil {
+				return err
+			}
+			continue
+		}
 		if _, err := fmt.Fprintf(a.stdout, "%-13s %s\n", l[0]+":", term.Escape(l[1])); err != nil {
 			return err
 		}
 	}
-	return nil
+	if err := a.printInterfaces(i.Interfaces); err != nil {
+		return err
+	}
+	return a.printMounts(i.Mounts)
 }

@@ -94,6 +94,7 @@ func TestJSONKeysAreSnakeCase(t *testing.T) {
 		"ps": reflect.TypeFor[linux.Process](), "modules": reflect.TypeFor[linux.Module](),
 		"files": reflect.TypeFor[linux.File](), "extract": reflect.TypeFor[extracted](), "files --cached": reflect.TypeFor[linux.CachedFile](),
 		"maps":    reflect.TypeFor[linux.Area](),
+		"dmesg":   reflect.TypeFor[linux.LogRecord](),
 		"sockets": reflect.TypeFor[linux.Socket](),
 		"finding": reflect.TypeFor[scanner.Finding](), "summary": reflect.TypeFor[totals](),
 		"policy test": reflect.TypeFor[policy.TestReport](), "policy eval": reflect.TypeFor[policy.EvalResult](),

@@ -28,6 +28,9 @@ func (l LogLevel) String() string {
 	return strconv.Itoa(int(l))
 }
 
+// MarshalText writes l as String does.
+func (l LogLevel) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
+
 // ParseLogLevel returns the level of that name; ok is false when there is none.
 func ParseLogLevel(name string) (l LogLevel, ok bool) {
 	for i, n := range logLevels {
@@ -58,52 +61,44 @@ func (f LogFacility) String() string {
 	return strconv.Itoa(int(f))
 }
 
+// MarshalText writes f as String does.
+func (f LogFacility) MarshalText() ([]byte, error) { return []byte(f.String()), nil }
+
 // LogRecord is one record of the kernel's log.
 type LogRecord struct {
-	Seq      uint64 // counts all records since boot
-	Level    LogLevel
-	Facility LogFacility
+	Seq      uint64      `json:"seq"` // counts all records since boot
+	Level    LogLevel    `json:"level"`
+	Facility LogFacility `json:"facility"`
 	// SinceBoot is the kernel's own stamp: it stands still while the guest is
 	// suspended.
-	SinceBoot time.Duration
+	SinceBoot time.Duration `json:"since_boot_ns"`
 	// Time is SinceBoot after the guest's boot, in UTC by the guest's own clock;
 	// zero where not known.
-	Time time.Time
+	Time time.Time `json:"time,omitzero"`
 	// Text is what was printed, without the last line break. It may have several
 	// lines.
-	Text string
+	Text string `json:"text"`
 	// Caller is the thread ("T812") or, in an interrupt, the CPU ("C3") that
 	// wrote it, as the kernel prints it under CONFIG_PRINTK_CALLER. Comm is that
 	// thread's name, in kernels that note it.
-	Caller, Comm string
+	Caller string `json:"caller"`
+	Comm   string `json:"comm"`
 	// Subsystem and Device are of the device that the record is about, as in
 	// /dev/kmsg: "pci", "+pci:0000:00:01.1".
-	Subsystem, Device string
+	Subsystem string `json:"subsystem"`
+	Device    string `json:"device"`
 	// Continues: the record goes on with the line of the one before it.
-	Continues bool
+	Continues bool `json:"continues"`
 	// Open: its writer may still add to it. /dev/kmsg does not show it yet.
-	Open bool
+	Open bool `json:"open"`
 }
 
 // MarshalJSON writes r with its strings made valid: see the package comment.
 func (r LogRecord) MarshalJSON() ([]byte, error) {
-	return json.Marshal(struct {
-		Seq       uint64    `json:"seq"`
-		Time      time.Time `json:"time,omitzero"`
-		SinceBoot int64     `json:"since_boot_ns"`
-		Level     string    `json:"level"`
-		Facility  string    `json:"facility"`
-		Caller    string    `json:"caller"`
-		Comm      string    `json:"comm"`
-		Subsystem string    `json:"subsystem"`
-		Device    string    `json:"device"`
-		Continues bool      `json:"continues"`
-		Open      bool      `json:"open"`
-		Text      string    `json:"text"`
-	}{
-		r.Seq, r.Time, int64(r.SinceBoot), r.Level.String(), r.Facility.String(), r.Caller, jsonText(r.Comm),
-		jsonText(r.Subsystem), jsonText(r.Device), r.Continues, r.Open, jsonText(r.Text),
-	})
+	type plain LogRecord
+	q := plain(r)
+	q.Comm, q.Subsystem, q.Device, q.Text = jsonText(r.Comm), jsonText(r.Subsystem), jsonText(r.Device), jsonText(r.Text)
+	return json.Marshal(q)
 }
 
 // KernelLog is what is left in the kernel's log, oldest record first.

@@ -10,47 +10,38 @@ import (
 
 // Mount is a mounted filesystem, or a part of one, in one mount namespace.
 type Mount struct {
-	Namespace uint32 // its inode number, as in the links /proc/PID/ns/mnt
-	ID        int    // as in /proc/PID/mountinfo
-	ParentID  int
+	Namespace uint32 `json:"mnt_namespace"` // its inode number, as in the links /proc/PID/ns/mnt
+	ID        int    `json:"id"`            // as in /proc/PID/mountinfo
+	ParentID  int    `json:"parent_id"`
 	// Device is the number of the filesystem's device, or that of none
 	// (0:N) where it has none.
-	Device DeviceNumber
+	Device DeviceNumber `json:"device"`
 	// Root is the directory of the filesystem that is mounted: "/" unless it is
 	// a bind mount of a part.
-	Root string
+	Root string `json:"root"`
 	// Target is where it is mounted, up to the root of its mount namespace.
-	Target string
+	Target string `json:"target"`
 	// Source is what was mounted, in the words of who mounted it: "/dev/sda1",
 	// "tmpfs".
-	Source string
-	FSType string // "ext4", "fuse.sshfs"
+	Source string `json:"source"`
+	FSType string `json:"fstype"` // "ext4", "fuse.sshfs"
 	// Options are those of the mount ("rw,nosuid,relatime") and SuperOptions those
 	// of the filesystem that all filesystems have ("rw,sync"); what else a
 	// filesystem may be told is known to it alone.
-	Options, SuperOptions string
+	Options      string `json:"options"`
+	SuperOptions string `json:"super_options"`
 	// KernelAddress is where the struct mount lies.
-	KernelAddress hypervisor.VirtAddr
+	KernelAddress hypervisor.VirtAddr `json:"kernel_address"`
 }
 
 // MarshalJSON writes m with its strings made valid: see the package comment.
 func (m Mount) MarshalJSON() ([]byte, error) {
-	return json.Marshal(struct {
-		ID            int                 `json:"id"`
-		ParentID      int                 `json:"parent_id"`
-		Source        string              `json:"source"`
-		Target        string              `json:"target"`
-		FSType        string              `json:"fstype"`
-		Root          string              `json:"root"`
-		Options       string              `json:"options"`
-		SuperOptions  string              `json:"super_options"`
-		Device        string              `json:"device"`
-		Namespace     uint32              `json:"mnt_namespace"`
-		KernelAddress hypervisor.VirtAddr `json:"kernel_address"`
-	}{
-		m.ID, m.ParentID, jsonText(m.Source), jsonText(m.Target), jsonText(m.FSType), jsonText(m.Root), m.Options,
-		m.SuperOptions, m.Device.String(), m.Namespace, m.KernelAddress,
-	})
+	type plain Mount
+	q := plain(m)
+	for _, s := range []*string{&q.Source, &q.Target, &q.FSType, &q.Root} {
+		*s = jsonText(*s)
+	}
+	return json.Marshal(q)
 }
 
 // MountList is what Mounts found, in the order of the mounts' ids.

@@ -2,7 +2,6 @@ package linux
 
 import (
 	"encoding/json"
-	"net"
 	"net/netip"
 	"strconv"
 
@@ -14,50 +13,37 @@ import (
 type Interface struct {
 	// Namespace is the inode number of its network namespace, as in the links
 	// /proc/PID/ns/net. InitNamespace: it is the one that the guest booted with.
-	Namespace     uint32
-	InitNamespace bool
-	Index         int
-	Name          string
+	Namespace     uint32 `json:"net_namespace"`
+	InitNamespace bool   `json:"init_namespace"`
+	Index         int    `json:"index"`
+	Name          string `json:"name"`
 	// Type is the kind of link layer: "ether", "loopback", "none", or its number
 	// (ARPHRD_, include/uapi/linux/if_arp.h).
-	Type string
+	Type string `json:"type"`
 	// MAC is the address of the link layer, of up to 32 bytes; empty where there
 	// is none.
-	MAC net.HardwareAddr
-	MTU int // bytes
+	MAC string `json:"mac"`
+	MTU int    `json:"mtu"` // bytes
 	// Flags are the names of IFF_ flags (include/uapi/linux/if.h) that the kernel
 	// keeps: "UP", "BROADCAST", "PROMISC", …. RUNNING and the like are not kept.
-	Flags []string
-	Up    bool // IFF_UP
+	Flags []string `json:"flags"`
+	Up    bool     `json:"up"` // IFF_UP
 	// State is RFC 2863's operational state as in /sys/class/net/NAME/operstate:
 	// "up", "down", "unknown", ….
-	State string
+	State string `json:"state"`
 	// Addresses are those of IPv4, then those of IPv6, each sorted, with the
 	// length of their prefix.
-	Addresses []netip.Prefix
+	Addresses []netip.Prefix `json:"addresses"`
 	// KernelAddress is where the struct net_device lies.
-	KernelAddress hypervisor.VirtAddr
+	KernelAddress hypervisor.VirtAddr `json:"kernel_address"`
 }
 
 // MarshalJSON writes i with its strings made valid: see the package comment.
 func (i Interface) MarshalJSON() ([]byte, error) {
-	return json.Marshal(struct {
-		Name          string              `json:"name"`
-		Index         int                 `json:"index"`
-		Type          string              `json:"type"`
-		MAC           string              `json:"mac"`
-		MTU           int                 `json:"mtu"`
-		Up            bool                `json:"up"`
-		State         string              `json:"state"`
-		Flags         []string            `json:"flags"`
-		Addresses     []netip.Prefix      `json:"addresses"`
-		Namespace     uint32              `json:"net_namespace"`
-		InitNamespace bool                `json:"init_namespace"`
-		KernelAddress hypervisor.VirtAddr `json:"kernel_address"`
-	}{
-		jsonText(i.Name), i.Index, i.Type, i.MAC.String(), i.MTU, i.Up, i.State, append([]string{}, i.Flags...),
-		append([]netip.Prefix{}, i.Addresses...), i.Namespace, i.InitNamespace, i.KernelAddress,
-	})
+	type plain Interface
+	q := plain(i)
+	q.Name = jsonText(i.Name)
+	return json.Marshal(q)
 }
 
 // InterfaceList is what Interfaces found: those of the first network namespace
@@ -77,7 +63,7 @@ var netFlags = [...]string{
 }
 
 func netFlagNames(flags uint64) []string {
-	var out []string
+	out := []string{}
 	for bit, name := range netFlags {
 		if flags>>bit&1 != 0 {
 			out = append(out, name)

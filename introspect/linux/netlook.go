@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 
@@ -176,7 +177,8 @@ func (w *netWalk) device(o object) Interface {
 	flags := o.uint(t.flags)
 	i := Interface{
 		Index: int(o.int32(t.index)), Name: cString(o.bytes(t.name)), Type: netType(o.uint(t.kind)), MTU: int(o.uint(t.mtu)),
-		Flags: netFlagNames(flags), Up: flags&iffUp != 0, State: netState(o.uint(t.oper), o.uint(t.state)), KernelAddress: o.addr,
+		Flags: netFlagNames(flags), Up: flags&iffUp != 0, State: netState(o.uint(t.oper), o.uint(t.state)),
+		Addresses: []netip.Prefix{}, KernelAddress: o.addr,
 	}
 	if n := o.uint(t.addrLen); n > maxMAC {
 		w.cov.Add("interface", o.addr, fmt.Errorf("%w: a link address of %d bytes", ErrTorn, n))
@@ -189,7 +191,7 @@ func (w *netWalk) device(o object) Interface {
 		if err != nil {
 			w.cov.Add("link address of an interface", o.addr, err)
 		} else {
-			i.MAC = mac
+			i.MAC = net.HardwareAddr(mac).String()
 		}
 	}
 	if at := o.ptr(t.ip4); at != 0 {
