@@ -25,8 +25,8 @@ The kernel's task list and its index of PIDs are walked and compared: a process
 that is in only one of them was hidden by someone and is marked HIDDEN.
 
 JSON fields: pid ppid tgid uid gid comm exe args start_time cgroup container
-namespaces kernel_address hidden. Names and arguments are the guest's own words:
-bytes that a terminal would act on are written as \xNN.`,
+container_runtime pod namespaces kernel_address hidden. Names and arguments are
+the guest's own words: bytes that a terminal would act on are written as \xNN.`,
 		Example: `  vantage ps web-1
   vantage ps qemu:4242 --user
   vantage ps qemu:4242 --threads

@@ -59,8 +59,9 @@ type cgroups struct {
 }
 
 type cgroupResult struct {
-	path, container string
-	err             error
+	path      string
+	container Container
+	err       error
 }
 
 func newCgroups(r *reader, f *cgroupFields) *cgroups {
@@ -76,7 +77,7 @@ func (c *cgroups) of(ctx context.Context, addr hypervisor.VirtAddr) cgroupResult
 		return res
 	}
 	path, err := c.path(ctx, addr)
-	res := cgroupResult{path: path, container: ContainerID(path), err: err}
+	res := cgroupResult{path: path, container: ContainerOf(path), err: err}
 	c.known[addr] = res
 	return res
 }

@@ -129,7 +129,7 @@ func (d *details) fill(s *taskScan, t *task, bad func(what string, at hypervisor
 	if cg.err != nil {
 		bad("control group", t.cgroups, cg.err)
 	}
-	p.Cgroup, p.Container = cg.path, cg.container
+	p.Cgroup, p.Container, p.ContainerRuntime, p.Pod = cg.path, cg.container.ID, cg.container.Runtime, cg.container.Pod
 	if p.Kernel {
 		return p
 	}

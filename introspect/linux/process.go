@@ -63,9 +63,12 @@ type Process struct {
 	Kernel    bool      `json:"kernel"`              // a kernel thread
 	// Cgroup is the path in the unified hierarchy or, on a host of version 1,
 	// in the one named "systemd", else in the first in which it is not the root.
-	Cgroup     string     `json:"cgroup"`
-	Container  string     `json:"container"` // the container's id: see ContainerID
-	Namespaces Namespaces `json:"namespaces"`
+	Cgroup    string `json:"cgroup"`
+	Container string `json:"container"` // the container's id: see ContainerOf
+	// ContainerRuntime and Pod are those of its container: see ContainerOf.
+	ContainerRuntime string     `json:"container_runtime"`
+	Pod              string     `json:"pod"`
+	Namespaces       Namespaces `json:"namespaces"`
 	// KernelAddress is where the task_struct lies.
 	KernelAddress hypervisor.VirtAddr `json:"kernel_address"`
 	// Hidden: it is missing from a view that should have it and that could be
@@ -84,7 +87,9 @@ func (p Process) HasMemory() bool { return p.mm != 0 }
 func (p Process) MarshalJSON() ([]byte, error) {
 	type plain Process // without this method
 	q := plain(p)
-	q.Comm, q.Exe, q.Cgroup, q.Container = jsonText(p.Comm), jsonText(p.Exe), jsonText(p.Cgroup), jsonText(p.Container)
+	for _, s := range []*string{&q.Comm, &q.Exe, &q.Cgroup, &q.Container, &q.ContainerRuntime, &q.Pod} {
+		*s = jsonText(*s)
+	}
 	q.Args = make([]string, len(p.Args))
 	for i, a := range p.Args {
 		q.Args[i] = jsonText(a)

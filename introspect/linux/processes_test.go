@@ -55,7 +55,7 @@ func TestProcessFields(t *testing.T) {
 	}
 	want := `{"pid":2,"ppid":1,"tgid":2,"uid":1002,"gid":7,"euid":0,"egid":0,"comm":"proc-2","exe":"/usr/bin-2",` +
 		`"args":["prog","--flag","a\\xffb","","last"],"start_time":"2023-11-14T22:13:22Z","state":"S","kernel":false,` +
-		`"cgroup":"/system.slice/docker-0123456789abcdef.scope","container":"0123456789abcdef",` +
+		`"cgroup":"/system.slice/docker-0123456789abcdef.scope","container":"0123456789abcdef","container_runtime":"docker","pod":"",` +
 		`"namespaces":{"mnt":102,"pid":4026531836,"net":103,"uts":100,"ipc":101,"user":200,"cgroup":104,"time":105},` +
 		`"kernel_address":"` + l.Processes[1].KernelAddress.String() + `","hidden":false,"seen_in":["tasks","pid_index"]}`
 	if string(got) != want {
