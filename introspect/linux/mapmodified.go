@@ -67,8 +67,11 @@ func (w *mapWalk) swappedFile(as *paging.AddressSpace, a *Area, f mapFile) error
 		return nil
 	}
 	i, err := w.pages.inodeOfFile(f.file)
-	if err != nil || i.fsType != "tmpfs" {
-		return nil // what cannot be read was told when the file was named
+	if err != nil {
+		return err
+	}
+	if i.fsType != "tmpfs" {
+		return nil
 	}
 	swapped, err := w.g.r.u64(i.addr - hypervisor.VirtAddr(w.f.shmemInode.off) + hypervisor.VirtAddr(w.f.shmemSwapped.off))
 	if err != nil || swapped == 0 {

@@ -51,7 +51,6 @@ type mapWalk struct {
 	vmas  vmaWalk
 	files *fileLook
 	pages *pagesLook
-	size  uint64 // of struct page
 	last  mapPage
 	// Frames that are all zero, and not counted.
 	zero, hugeZero hypervisor.PhysAddr
