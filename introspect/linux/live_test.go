@@ -63,7 +63,37 @@ func TestOverlay(t *testing.T) {
 			if !slices.Equal(got, want) {
 				t.Errorf("mappings\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 			}
+			overlayFiles(t, guest, l.Processes[i], lines[2:])
 		})
+	}
+}
+
+// overlayFiles compares devices and inodes of files on overlayfs with the lines of
+// /proc/PID/maps, and the program that runs from there.
+func overlayFiles(t *testing.T, guest *Guest, p Process, maps []string) {
+	t.Helper()
+	areas, err := guest.Maps(t.Context(), p, MapOptions{})
+	if err != nil || !areas.Coverage.Complete() {
+		t.Fatal(err, areas.Coverage.Problems())
+	}
+	var exe string
+	for i := range areas.Areas {
+		a := &areas.Areas[i]
+		words := append(strings.Fields(maps[i]), "")
+		if got, want := seenHeader(a), strings.Join(words[:6], " "); got != want {
+			t.Errorf("area\n%s, want\n%s", got, want)
+		}
+		if a.Path == p.Exe {
+			exe = fmt.Sprint(a.Path, " ", a.Dev, " ", a.Inode)
+		}
+	}
+	files, err := guest.Files(t.Context(), FileOptions{PID: p.PID})
+	if err != nil || !files.Coverage.Complete() {
+		t.Fatal(err, files.Coverage.Problems())
+	}
+	f := files.Files[0]
+	if got := fmt.Sprint(f.Path, " ", f.Dev, " ", f.Inode); f.Role != RoleProgram || got != exe || exe == "" {
+		t.Errorf("%s %s, want %s", f.Role, got, exe)
 	}
 }
 
@@ -84,7 +114,7 @@ func TestLiveChurn(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	churned, problems := 0, 0
+	churned, problems, lost := 0, 0, 0
 	for range 50 {
 		l, err := guest.Processes(t.Context(), ProcessOptions{Threads: true})
 		if err != nil {
@@ -101,6 +131,20 @@ func TestLiveChurn(t *testing.T) {
 			}
 		}
 		problems += l.Coverage.Total()
+		files, err := guest.Files(t.Context(), FileOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		lost += files.Coverage.Total()
+		open := map[int]bool{}
+		for _, f := range files.Files {
+			open[f.PID] = true
+		}
+		for _, p := range before.Processes {
+			if p.HasMemory() && !open[p.PID] {
+				t.Errorf("process %d (%q) has no files", p.PID, p.Comm)
+			}
+		}
 		for _, p := range before.Processes {
 			if !p.Kernel && !there[p.PID] {
 				t.Errorf("process %d (%q) is missing", p.PID, p.Comm)
@@ -110,5 +154,5 @@ func TestLiveChurn(t *testing.T) {
 	if churned == 0 {
 		t.Error("no process of the churner was ever seen")
 	}
-	t.Logf("%d processes of the churner were listed, %d problems told in 50 listings", churned, problems)
+	t.Logf("%d processes of the churner were listed, %d problems told in 50 listings, and %d of files", churned, problems, lost)
 }
