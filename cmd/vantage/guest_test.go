@@ -472,7 +472,10 @@ func TestFullDiskIsSaid(t *testing.T) {
 // own word.
 func checkSockets(t *testing.T, g *lab.Guest) {
 	t.Helper()
-	pid, err := g.Run(t.Context(), "nc -l -p 4242 -s 127.0.0.1 >/dev/null 2>&1 </dev/null & until grep -q :1092 /proc/net/tcp; do usleep 10000; done; echo $!")
+	pid, err := g.Run(t.Context(), `nc -l -p 4242 >/dev/null 2>&1 </dev/null &
+		for i in $(seq 300); do grep -q :1092 /proc/net/tcp6 && break; usleep 10000; done
+		echo $!
+		grep -q :1092 /proc/net/tcp6`)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -486,14 +489,14 @@ func checkSockets(t *testing.T, g *lab.Guest) {
 		t.Fatalf("sockets: %s", r.stdout)
 	}
 	for k, want := range map[string]string{
-		"family": "inet", "type": "stream", "proto": "tcp", "state": "LISTEN", "local_addr": "127.0.0.1", "local_port": "4242",
-		"remote_addr": "0.0.0.0", "remote_port": "0", "pid": pid, "comm": "nc", "uid": "0", "hidden": "false",
+		"family": "inet6", "type": "stream", "proto": "tcp", "state": "LISTEN", "local_addr": "::", "local_port": "4242",
+		"remote_addr": "::", "remote_port": "0", "pid": pid, "comm": "nc", "uid": "0", "hidden": "false",
 	} {
 		if have := fmt.Sprint(got[0][k]); have != want {
 			t.Errorf("sockets: %s %s, want %s", k, have, want)
 		}
 	}
-	if r := vantage(t, "sockets", g.Name()); r.status != exitOK || !strings.Contains(r.stdout, "127.0.0.1:4242") {
+	if r := vantage(t, "sockets", g.Name()); r.status != exitOK || !strings.Contains(r.stdout, "[::]:4242") {
 		t.Errorf("sockets: status %d: %s%s", r.status, r.stdout, r.stderr)
 	}
 	if _, err := g.Run(t.Context(), "kill "+pid); err != nil {
