@@ -21,7 +21,7 @@ type areaKind uint8
 const (
 	areaMapped  areaKind = iota // in the page tables, or in the page cache: at phys
 	areaZero                    // never touched: zeros, and that is what the process sees
-	areaSwapped                 // one page, in swap
+	areaSwapped                 // in swap
 	areaLost                    // not in RAM, or what is there cannot be believed
 )
 
@@ -31,8 +31,7 @@ type areaPiece struct {
 	kind       areaKind
 	start, end hypervisor.VirtAddr
 	phys       hypervisor.PhysAddr
-	entry      uint64 // of a swapped page: the page table's
-	swap       uint64 // … or the page cache's swp_entry_t
+	swap       uint64 // of a swapped page: the kernel's swp_entry_t
 }
 
 // pieces calls fn for the pieces of the part lo to hi of v, in ascending order,
@@ -71,7 +70,7 @@ func (a *areasLook) pieces(ctx context.Context, v *VMA, lo, hi hypervisor.VirtAd
 		case err == nil:
 			p.phys = m.At(at)
 		case errors.As(err, &hole) && hole.Kind == paging.KindSwapped:
-			p.kind, p.entry = areaSwapped, hole.Entry
+			p.kind, p.swap = areaSwapped, swapEntryOfPTE(hole.Entry)
 			if m.Size != hypervisor.PageSize {
 				p.kind = areaLost // a large page on its way elsewhere
 			}
@@ -139,7 +138,7 @@ func (a *areasLook) untouched(ctx context.Context, v *VMA, lo, hi hypervisor.Vir
 		next = to
 		p := areaPiece{kind: areaMapped, end: virt(to), phys: r.phys + hypervisor.PhysAddr((from-r.index)*hypervisor.PageSize)}
 		if r.swap != 0 {
-			p = areaPiece{kind: areaSwapped, end: virt(to), swap: r.swap}
+			p = areaPiece{kind: areaSwapped, end: virt(to), swap: r.swap + from - r.index}
 		}
 		stop = give(p)
 		return stop
@@ -195,6 +194,8 @@ func (a *areasLook) copy(ctx context.Context, w *contentWriter, v *VMA, lo, hi h
 		case areaZero:
 			w.cov.read(n / hypervisor.PageSize)
 			return w.zeros(ctx, n)
+		case areaSwapped:
+			return a.copySwapped(ctx, w, p.swap, n)
 		}
 		return w.missing(ctx, n)
 	})

@@ -53,6 +53,9 @@ type pagesLook struct {
 	paths *paths
 	buf   []byte
 	kinds map[hypervisor.VirtAddr]string // by super_block
+
+	swap    *swapLook // made when it is first needed
+	swapErr error
 }
 
 func (g *Guest) newPagesLook(cov *introspect.Coverage) (*pagesLook, error) {

@@ -27,6 +27,9 @@ type ContentCoverage struct {
 	PagesTotal   uint64 `json:"pages_total"`
 	PagesRead    uint64 `json:"pages_read"`
 	PagesMissing uint64 `json:"pages_missing"`
+	// PagesFromSwap are those of PagesRead that were swapped out, and were read
+	// back from compressed memory (zram).
+	PagesFromSwap uint64 `json:"pages_from_swap"`
 	// Missing are the parts that are zero because they were not in RAM, in
 	// ascending order: the first 4096 of them.
 	Missing []ContentRange `json:"missing,omitempty"`
@@ -217,7 +220,7 @@ func (l *pagesLook) copyFile(ctx context.Context, w *contentWriter, i *pagesInod
 		}
 		n := min(end-at, r.count*hypervisor.PageSize)
 		if r.swap != 0 {
-			return w.missing(ctx, n)
+			return l.copySwapped(ctx, w, r.swap, n)
 		}
 		return w.phys(ctx, l.g.mem, r.phys, n)
 	})
