@@ -47,7 +47,7 @@ func TestLogLines(t *testing.T) {
 		if err := a.printLogRecord(&r, c.human); err != nil {
 			t.Fatal(err)
 		}
-		if got := out.String(); got != want && !(c.json && strings.Contains(got, want)) {
+		if got := out.String(); got != want && (!c.json || !strings.Contains(got, want)) {
 			t.Errorf("%+v: %q, want %q", c, got, want)
 		}
 	}

@@ -121,7 +121,7 @@ func (g *Guest) oldRecords(ctx context.Context, t *logOldTable, seq uint64) (rec
 
 // parse returns the records from first to end (not included) in the buffer, the
 // first of which lies at offset at.
-func (t *logOldTable) parse(ctx context.Context, buf []byte, at, first, end uint64) ([]LogRecord, error) {
+func (l *logOldTable) parse(ctx context.Context, buf []byte, at, first, end uint64) ([]LogRecord, error) {
 	var records []LogRecord
 	size := uint64(len(buf))
 	read := uint64(0) // a lap of the buffer at most
@@ -129,31 +129,31 @@ func (t *logOldTable) parse(ctx context.Context, buf []byte, at, first, end uint
 		if seq%ctxEvery == 0 && ctx.Err() != nil {
 			return records, ctx.Err()
 		}
-		if at+t.size > size || at+t.length.off+2 > size {
+		if at+l.size > size || at+l.length.off+2 > size {
 			at = 0
 		}
-		if t.size > size {
+		if l.size > size {
 			return records, fmt.Errorf("%w: a buffer of %d bytes", ErrTorn, size)
 		}
-		o := object{data: buf[at : at+t.size]}
-		if o.uint(t.length) == 0 && at != 0 { // the rest lies at the buffer's start
+		o := object{data: buf[at : at+l.size]}
+		if o.uint(l.length) == 0 && at != 0 { // the rest lies at the buffer's start
 			at = 0
-			o = object{data: buf[:t.size]}
+			o = object{data: buf[:l.size]}
 		}
-		n, text, dict := o.uint(t.length), o.uint(t.textLen), o.uint(t.dictLen)
-		if n < t.size || n > size-at || text+dict > n-t.size {
+		n, text, dict := o.uint(l.length), o.uint(l.textLen), o.uint(l.dictLen)
+		if n < l.size || n > size-at || text+dict > n-l.size {
 			return records, fmt.Errorf("%w: record %d of %d bytes has a text of %d and a dictionary of %d", ErrTorn, seq, n, text, dict)
 		}
 		if read += n; read > size {
 			return records, fmt.Errorf("%w: more records than the buffer holds", ErrTorn)
 		}
-		body := buf[at+t.size : at+n]
+		body := buf[at+l.size : at+n]
 		r := LogRecord{
-			Seq: seq, Level: LogLevel(o.bits(t.level)), Facility: LogFacility(o.uint(t.facility)),
-			SinceBoot: time.Duration(o.uint(t.stamp)), Text: string(body[:text]), Continues: o.bits(t.flags)&logCont != 0,
+			Seq: seq, Level: LogLevel(o.bits(l.level)), Facility: LogFacility(o.uint(l.facility)),
+			SinceBoot: time.Duration(o.uint(l.stamp)), Text: string(body[:text]), Continues: o.bits(l.flags)&logCont != 0,
 		}
-		if t.caller.ok {
-			r.Caller = logCaller(uint32(o.uint(t.caller)))
+		if l.caller.ok {
+			r.Caller = logCaller(uint32(o.uint(l.caller)))
 		}
 		for word := range strings.SplitSeq(string(body[text:text+dict]), "\x00") {
 			switch key, value, _ := strings.Cut(word, "="); key {

@@ -21,7 +21,6 @@ const (
 // mountTable is where the facts of mounts lie that paths do not need.
 type mountTable struct {
 	nsList, nsTree                         field // in struct mnt_namespace
-	rbLeft, rbRight                        field // in struct rb_node
 	list, node, id, devname, ns, flags, sb field // in struct mount
 	span                                   span
 	sbDev, sbFlags, sbType, sbSubtype      field // in struct super_block
@@ -33,8 +32,6 @@ func (m *mountTable) facts() []fact {
 	return []fact{
 		{&m.nsList, 16, may, []string{"mnt_namespace.list"}},          // until 6.7
 		{&m.nsTree, 8, may, []string{"mnt_namespace.mounts.rb_node"}}, // since 6.8
-		{&m.rbLeft, 8, may, []string{"rb_node.rb_left"}},
-		{&m.rbRight, 8, may, []string{"rb_node.rb_right"}},
 		{&m.list, 16, may, []string{"mount.mnt_list"}},
 		{&m.node, 0, may, []string{"mount.mnt_node"}},
 		{&m.id, 4, want, []string{"mount.mnt_id"}},
@@ -58,7 +55,7 @@ func (m *mountTable) finish(types) {
 }
 
 // asTree and asList report how this kernel keeps the mounts of a namespace.
-func (m *mountTable) asTree() bool { return m.nsTree.ok && m.node.ok && m.rbLeft.ok && m.rbRight.ok }
+func (m *mountTable) asTree() bool { return m.nsTree.ok && m.node.ok }
 func (m *mountTable) asList() bool { return m.nsList.ok && m.list.ok }
 
 // Mounts lists what is mounted in the mount namespace of the guest's first
@@ -198,45 +195,11 @@ func (w *mountWalk) list() error {
 
 // tree walks the tree of mounts that kernels since 6.8 keep.
 func (w *mountWalk) tree() error {
-	root, err := w.g.r.ptr(w.ns + hypervisor.VirtAddr(w.t.nsTree.off))
-	if err != nil {
-		return err
-	}
-	type step struct{ from, node hypervisor.VirtAddr }
-	todo := []step{{w.ns, root}}
-	seen := map[hypervisor.VirtAddr]struct{}{}
-	sp := spanOf(w.t.rbLeft, w.t.rbRight)
-	var buf []byte
-	for len(todo) > 0 {
-		s := todo[len(todo)-1]
-		todo = todo[:len(todo)-1]
-		if s.node == 0 {
-			continue
-		}
-		if err := w.ctx.Err(); err != nil {
-			return err
-		}
-		if err := w.g.r.check(s.from, s.node, 8); err != nil {
-			w.cov.Add("tree of mounts", s.from, err)
-			continue
-		}
-		if _, ok := seen[s.node]; ok {
-			w.cov.Add("tree of mounts", s.from, &PointerError{Where: s.from, Value: s.node, Err: ErrCycle})
-			continue
-		}
-		if len(seen) >= maxMounts {
-			return fmt.Errorf("%w: %d mounts", ErrLimit, maxMounts)
-		}
-		seen[s.node] = struct{}{}
-		var o object
-		if o, buf, err = w.g.r.object(buf, s.node, sp); err != nil {
-			w.cov.Add("tree of mounts", s.node, err)
-			continue
-		}
-		todo = append(todo, step{s.node, o.ptr(w.t.rbRight)}, step{s.node, o.ptr(w.t.rbLeft)})
-		w.mount(s.from, s.node-hypervisor.VirtAddr(w.t.node.off))
-	}
-	return nil
+	bad := func(at hypervisor.VirtAddr, err error) { w.cov.Add("tree of mounts", at, err) }
+	return w.g.walkRBTree(w.ctx, w.ns+hypervisor.VirtAddr(w.t.nsTree.off), maxMounts, bad, func(node hypervisor.VirtAddr) bool {
+		w.mount(w.ns, node-hypervisor.VirtAddr(w.t.node.off))
+		return true
+	})
 }
 
 // mount adds the struct mount at addr, to which the structure at from points.
