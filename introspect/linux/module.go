@@ -32,6 +32,9 @@ func (m Module) MarshalJSON() ([]byte, error) {
 
 // ModuleList is what Modules found, sorted by name and address.
 type ModuleList struct {
-	Modules  []Module
-	Coverage *introspect.Coverage
+	Modules []Module
+	// UnknownCode is the code that belongs to no module that any view has, nor
+	// to anything else that the kernel keeps among modules, sorted.
+	UnknownCode []CodeRange
+	Coverage    *introspect.Coverage
 }

@@ -103,7 +103,8 @@ type moduleView struct {
 // Modules lists the loaded modules by three views: the list behind
 // /proc/modules, the tree that finds a module by an address in it, and sysfs.
 // A module that one of them lacks is marked hidden, unless that one could not be
-// walked to its end; SeenIn always says who has it.
+// walked to its end; SeenIn always says who has it. One that all of them lack
+// leaves its code, which UnknownCode tells of.
 //
 // It returns an error that wraps profile.ErrNoType or profile.ErrNoSymbol for a
 // kernel without loadable modules.
@@ -114,21 +115,47 @@ func (g *Guest) Modules(ctx context.Context) (ModuleList, error) {
 	if g.sym.modules == 0 {
 		return ModuleList{Coverage: &introspect.Coverage{}}, fmt.Errorf("list modules: %w", errNoSymbol("modules"))
 	}
+	return g.moduleLooks(ctx, true)
+}
+
+// moduleLooks looks at the views until they agree, on a live guest a few times at
+// most, and if code is set at the code that belongs to none of them. What is such
+// code in one look only was a module that came or went.
+func (g *Guest) moduleLooks(ctx context.Context, code bool) (ModuleList, error) {
 	var best ModuleList
+	var unknown []CodeRange // in every look so far
 	for i := range g.rounds() {
 		l, err := g.moduleLook(ctx)
 		if err != nil {
 			return l, fmt.Errorf("list modules: %w", err)
 		}
+		if code {
+			mods := make([]hypervisor.VirtAddr, len(l.Modules))
+			for i := range l.Modules {
+				mods[i] = l.Modules[i].KernelAddress
+			}
+			found, err := g.unknownCode(ctx, mods, l.Coverage)
+			if ctx.Err() != nil {
+				return l, fmt.Errorf("list modules: %w", ctx.Err())
+			}
+			if err != nil {
+				l.Coverage.Add("code of no module", 0, err)
+			}
+			if i == 0 {
+				unknown = found
+			}
+			unknown = slices.DeleteFunc(unknown, func(c CodeRange) bool { return !slices.Contains(found, c) })
+		}
 		odd := func(m Module) bool { return m.Hidden }
 		if i == 0 || l.Coverage.Total() <= best.Coverage.Total() {
 			best = l
 		}
-		if l.Coverage.Complete() && !slices.ContainsFunc(l.Modules, odd) {
+		if l.Coverage.Complete() && !slices.ContainsFunc(l.Modules, odd) && len(unknown) == 0 {
 			best = l
 			break
 		}
 	}
+	best.UnknownCode = unknown
 	return best, nil
 }
 

