@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -15,7 +16,12 @@ func (a *app) modulesCommand() *cobra.Command {
 		Short: "List the kernel modules of a guest",
 		Long: `List the kernel modules that are loaded in a Linux guest, read from its memory.
 
-JSON fields: name base size kernel_address hidden.`,
+The kernel's list of modules, its tree of them and /sys/module are compared: a
+module that one of them lacks was hidden by someone and is marked HIDDEN. So is
+code in the modules' part of the kernel's memory that belongs to no module and to
+nothing else that the kernel knows; it has no name and no kernel address.
+
+JSON fields: name base size state kernel_address hidden seen_in.`,
 		Example: `  vantage modules web-1
   vantage modules web-1.lime --json | jq -r .name`,
 		Args:              oneVM,
@@ -26,13 +32,23 @@ JSON fields: name base size kernel_address hidden.`,
 				if err != nil {
 					return fmt.Errorf("list modules of %s: %w", args[0], err)
 				}
-				if err := a.printModules(list.Modules); err != nil {
+				if err := a.printModules(withUnknownCode(list)); err != nil {
 					return err
 				}
 				return a.incomplete(list.Coverage)
 			})
 		},
 	}
+}
+
+// withUnknownCode returns the modules, and behind them a nameless one for each
+// piece of code that belongs to none.
+func withUnknownCode(l linux.ModuleList) []linux.Module {
+	ms := slices.Clone(l.Modules)
+	for _, c := range l.UnknownCode {
+		ms = append(ms, linux.Module{Base: c.Start, Size: c.Size, Hidden: true, SeenIn: []linux.View{linux.ViewCode}})
+	}
+	return ms
 }
 
 func (a *app) printModules(ms []linux.Module) error {

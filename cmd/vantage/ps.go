@@ -21,12 +21,14 @@ func (a *app) psCommand() *cobra.Command {
 		Short:   "List the processes of a guest",
 		Long: `List the processes of a Linux guest, read from its memory.
 
-The kernel's task list and its index of PIDs are walked and compared: a process
-that is in only one of them was hidden by someone and is marked HIDDEN.
+The kernel's task list, its index of PIDs, the tasks of its control groups and
+those that its CPUs run are compared: a process that one of them lacks, and should
+have, was hidden by someone and is marked HIDDEN.
 
 JSON fields: pid ppid tgid uid gid comm exe args start_time cgroup container
-container_runtime pod namespaces kernel_address hidden. Names and arguments are
-the guest's own words: bytes that a terminal would act on are written as \xNN.`,
+container_runtime pod namespaces kernel_address hidden seen_in. Names and
+arguments are the guest's own words: bytes that a terminal would act on are
+written as \xNN.`,
 		Example: `  vantage ps web-1
   vantage ps qemu:4242 --user
   vantage ps qemu:4242 --threads

@@ -160,7 +160,7 @@ func (m *codeMap) sort() {
 }
 
 func (m *codeMap) modules(ctx context.Context, f *codeFields, cov *introspect.Coverage) error {
-	l, err := m.g.Modules(ctx)
+	l, err := m.g.moduleLooks(ctx, false)
 	switch {
 	case errors.Is(err, profile.ErrNoType), errors.Is(err, profile.ErrNoSymbol):
 		return nil // a kernel without loadable modules

@@ -109,12 +109,6 @@ type moduleView struct {
 // It returns an error that wraps profile.ErrNoType or profile.ErrNoSymbol for a
 // kernel without loadable modules.
 func (g *Guest) Modules(ctx context.Context) (ModuleList, error) {
-	if !g.lay.module.usable() {
-		return ModuleList{Coverage: &introspect.Coverage{}}, fmt.Errorf("list modules: %w: module", profile.ErrNoType)
-	}
-	if g.sym.modules == 0 {
-		return ModuleList{Coverage: &introspect.Coverage{}}, fmt.Errorf("list modules: %w", errNoSymbol("modules"))
-	}
 	return g.moduleLooks(ctx, true)
 }
 
@@ -122,6 +116,12 @@ func (g *Guest) Modules(ctx context.Context) (ModuleList, error) {
 // most, and if code is set at the code that belongs to none of them. What is such
 // code in one look only was a module that came or went.
 func (g *Guest) moduleLooks(ctx context.Context, code bool) (ModuleList, error) {
+	if !g.lay.module.usable() {
+		return ModuleList{Coverage: &introspect.Coverage{}}, fmt.Errorf("list modules: %w: module", profile.ErrNoType)
+	}
+	if g.sym.modules == 0 {
+		return ModuleList{Coverage: &introspect.Coverage{}}, fmt.Errorf("list modules: %w", errNoSymbol("modules"))
+	}
 	var best ModuleList
 	var unknown []CodeRange // in every look so far
 	for i := range g.rounds() {
