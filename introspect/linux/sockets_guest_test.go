@@ -4,7 +4,6 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
-	"net/netip"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -12,13 +11,12 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/vantage-vmi/vantage/hypervisor"
 	"github.com/vantage-vmi/vantage/internal/lab"
 	"github.com/vantage-vmi/vantage/internal/lab/labtest"
 )
 
 // bootSockets boots a guest of suite that has the program of testdata/sockets.c.
-func bootSockets(t testing.TB, suite lab.Suite) *lab.Guest {
+func bootSockets(t testing.TB, suite lab.Suite, files ...lab.File) *lab.Guest {
 	t.Helper()
 	gcc, err := exec.LookPath("gcc")
 	if err != nil {
@@ -31,7 +29,7 @@ func bootSockets(t testing.TB, suite lab.Suite) *lab.Guest {
 	}
 	return labtest.Boot(t, lab.Config{
 		Name: "sockets-" + string(suite), Kernel: labtest.Kernel(t, suite), Shared: true, KASLR: true,
-		Files: []lab.File{{Path: "bin/sockets", Mode: 0o755, Host: out}}, Modules: []string{"vsock_loopback", "sctp"},
+		Files: append(files, lab.File{Path: "bin/sockets", Mode: 0o755, Host: out}), Modules: []string{"vsock_loopback", "sctp"},
 	})
 }
 
@@ -117,7 +115,7 @@ func readSockTruth(t *testing.T, g *lab.Guest) sockTruth {
 func TestSockets(t *testing.T) {
 	for _, suite := range lab.Suites() {
 		t.Run(string(suite), func(t *testing.T) {
-			g := bootSockets(t, suite)
+			g := bootSockets(t, suite, labtest.Rootkit(t, suite, "/kit.ko", "lurking"))
 			truth := readSockTruth(t, g)
 			if err := g.Pause(t.Context()); err != nil {
 				t.Fatal(err)
@@ -145,6 +143,7 @@ func TestSockets(t *testing.T) {
 			t.Run("hidden", func(t *testing.T) { hideSockets(t, vm, l.Sockets) })
 			resume(t, g)
 			t.Run("storm", func(t *testing.T) { sockStorm(t, g) })
+			t.Run("rootkit", func(t *testing.T) { sockRootkit(t, g, l.Sockets) })
 		})
 	}
 }
@@ -261,123 +260,6 @@ func sockTruthEnd(s Socket, text string) string {
 	return text
 }
 
-// compareSockTables compares what is in the kernel's tables with the files of
-// /proc/net in both namespaces: both ways, each line once.
-func compareSockTables(t *testing.T, list []Socket, truth sockTruth) {
-	for ns, files := range truth.ns {
-		got := map[string][]string{}
-		met := map[hypervisor.VirtAddr]bool{}
-		for _, s := range list {
-			if fmt.Sprint(s.NetNS) != ns || met[s.KernelAddress] || !slices.Contains(s.SeenIn, ViewSockHash) {
-				continue
-			}
-			met[s.KernelAddress] = true
-			file := sockProcFile(s)
-			got[file] = append(got[file], sockProcLine(s, file))
-		}
-		for file, text := range files {
-			var want []string
-			lines := strings.Split(strings.TrimSpace(text), "\n")
-			for _, line := range lines[1:] {
-				want = append(want, parseProcNet(t, file, line))
-			}
-			slices.Sort(want)
-			slices.Sort(got[file])
-			if !slices.Equal(got[file], want) {
-				t.Errorf("%s of %s:\n%s\nwant\n%s", file, ns, strings.Join(got[file], "\n"), strings.Join(want, "\n"))
-			}
-		}
-		if len(files) < 11 || len(got["tcp"]) < 20 || len(got["unix"]) < 10 {
-			t.Errorf("%s: %d files, %d TCP, %d UNIX", ns, len(files), len(got["tcp"]), len(got["unix"]))
-		}
-	}
-}
-
-// sockProcFile is the file of /proc/net that has s.
-func sockProcFile(s Socket) string {
-	six := ""
-	if s.Family == "inet6" {
-		six = "6"
-	}
-	switch {
-	case s.Family != "inet" && s.Family != "inet6":
-		return s.Family
-	case s.Type == "raw":
-		return "raw" + six
-	case s.Proto == "icmpv6":
-		return "icmp6"
-	}
-	return s.Proto + six
-}
-
-// sockProcLine says of s what its file of /proc/net does.
-func sockProcLine(s Socket, file string) string {
-	switch file {
-	case "unix":
-		return fmt.Sprintf("%s %s %d %q", s.Type, s.State, s.Inode, s.LocalAddr)
-	case "netlink":
-		return fmt.Sprintf("%s %d %d", s.Proto, s.LocalPort, s.Inode)
-	case "packet":
-		return fmt.Sprintf("%s %s %d %d %d", s.Type, s.Proto, s.Ifindex, s.UID, s.Inode)
-	}
-	uid := max(s.UID, 0) // 0 for one in TIME-WAIT
-	port := fmt.Sprint(s.LocalPort)
-	if s.Type == "raw" {
-		port = s.Proto
-	}
-	return fmt.Sprintf("%s %s %s %d %s %d %d", s.LocalAddr, port, s.RemoteAddr, s.RemotePort, s.State, uid, s.Inode)
-}
-
-// parseProcNet makes a line of a file of /proc/net what sockProcLine returns.
-func parseProcNet(t *testing.T, file, line string) string {
-	t.Helper()
-	w := strings.Fields(line)
-	number := func(i, base int) int64 {
-		n, err := strconv.ParseInt(w[i], base, 64)
-		if err != nil {
-			t.Fatalf("%s: %q: %v", file, line, err)
-		}
-		return n
-	}
-	switch file {
-	case "unix":
-		state := map[int64]string{1: "UNCONN", 2: "ESTAB", 3: "ESTAB"}[number(5, 16)]
-		if number(3, 16) != 0 {
-			state = "LISTEN"
-		}
-		path := ""
-		if len(w) > 7 {
-			_, path, _ = strings.Cut(line, " "+w[6]+" ")
-		}
-		return fmt.Sprintf("%s %s %d %q", sockName(sockTypes[:], uint64(number(4, 16))), state, number(6, 10), path)
-	case "netlink":
-		return fmt.Sprintf("%s %d %d", sockProtoName(afNetlink, uint16(number(1, 10))), number(2, 10), number(9, 10))
-	case "packet":
-		return fmt.Sprintf("%s %s %d %d %d", sockName(sockTypes[:], uint64(number(2, 10))), sockProtoName(afPacket, uint16(number(3, 16))),
-			number(4, 10), number(7, 10), number(8, 10))
-	}
-	end := func(i int) (string, int64) {
-		addr, port, _ := strings.Cut(w[i], ":")
-		b, err := hex.DecodeString(addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for i := 0; i+4 <= len(b); i += 4 { // words of the host's order
-			slices.Reverse(b[i : i+4])
-		}
-		a, _ := netip.AddrFromSlice(b)
-		n, _ := strconv.ParseInt(port, 16, 32)
-		return a.String(), n
-	}
-	local, port := end(1)
-	remote, remotePort := end(2)
-	portText := fmt.Sprint(port)
-	if strings.HasPrefix(file, "raw") {
-		portText, remotePort = sockProtoName(afInet, uint16(port)), 0
-	}
-	return fmt.Sprintf("%s %s %s %d %s %d %d", local, portText, remote, remotePort, procStates[number(3, 16)], number(7, 10), number(9, 10))
-}
-
 func checkSockOptions(t *testing.T, g *Guest, all []Socket) {
 	pid := 0
 	for _, s := range all {
@@ -394,136 +276,5 @@ func checkSockOptions(t *testing.T, g *Guest, all []Socket) {
 		if !slices.EqualFunc(l.Sockets, want, func(a, b Socket) bool { return fmt.Sprint(a) == fmt.Sprint(b) }) {
 			t.Errorf("%+v: %d sockets, want %d", opt, len(l.Sockets), len(want))
 		}
-	}
-}
-
-// patchedRAM is memory some words of which are others.
-type patchedRAM struct {
-	hypervisor.VM
-	words map[hypervisor.PhysAddr]uint64
-}
-
-func (m *patchedRAM) ReadPhys(p []byte, gpa hypervisor.PhysAddr) (int, error) {
-	n, err := m.VM.ReadPhys(p, gpa)
-	for at, word := range m.words {
-		for i := range hypervisor.PhysAddr(8) {
-			if off := at + i; off >= gpa && off < gpa+hypervisor.PhysAddr(n) {
-				p[off-gpa] = byte(word >> (8 * i))
-			}
-		}
-	}
-	return n, err
-}
-
-// hideSockets takes sockets out of their tables, one after the other, as a
-// rootkit does: what points to it points to what follows it.
-func hideSockets(t *testing.T, vm hypervisor.VM, list []Socket) {
-	ram := &patchedRAM{VM: vm, words: map[hypervisor.PhysAddr]uint64{}}
-	g, err := Open(t.Context(), ram, Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	f, err := tableOf[sockFields](g, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := map[string]bool{}
-	for _, s := range list {
-		kind := s.Family + " " + s.Type + " " + s.Proto + " " + s.State
-		if s.PID == 0 || len(s.SeenIn) != 2 || s.Family == "netlink" || s.Family == "inet6" && s.State != "LISTEN" || done[kind] {
-			continue
-		}
-		done[kind] = true
-		ram.words = nil
-		node, err := g.r.readLinks(s.KernelAddress + hypervisor.VirtAddr(f.node.off))
-		if err != nil {
-			t.Fatal(err)
-		}
-		m, err := g.kernel.Space.Translate(node.prev) // pprev
-		if err != nil {
-			t.Fatal(err)
-		}
-		ram.words = map[hypervisor.PhysAddr]uint64{m.At(node.prev): uint64(node.next)}
-		l, err := g.Sockets(t.Context(), SocketOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, p := range l.Coverage.Problems() {
-			t.Errorf("%s is hidden, but: %v", kind, p)
-		}
-		hidden := 0
-		for _, h := range l.Sockets {
-			switch {
-			case h.KernelAddress == s.KernelAddress:
-				if !h.Hidden {
-					t.Errorf("%s is not seen to be hidden: %+v", kind, h)
-				}
-				hidden++
-			case h.Hidden:
-				t.Errorf("%s is hidden, but this is called so: %+v", kind, h)
-			}
-		}
-		if hidden == 0 {
-			t.Errorf("%s: nothing is seen of what is hidden", kind)
-		}
-	}
-	if len(done) < 20 {
-		t.Errorf("only %d kinds of sockets were hidden: %v", len(done), done)
-	}
-}
-
-// sockStorm looks at a guest whose sockets come and go all the time: none of
-// them is called hidden, and those that stay are always there.
-func sockStorm(t *testing.T, g *lab.Guest) {
-	guest := openLive(t, g)
-	runSockets(t, g, "storm")
-	still, err := Open(t.Context(), openRAM(t, g), Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	torn, seen := 0, map[uint64]bool{}
-	for i := range 100 {
-		// Every other look is at one moment, in the middle of whatever it is.
-		look := guest
-		if i%2 == 1 {
-			if err := g.Pause(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-			still.Flush()
-			look = still
-		}
-		l, err := look.Sockets(t.Context(), SocketOptions{})
-		if look == still {
-			resume(t, g)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		stay := 0
-		for _, s := range l.Sockets {
-			if s.Hidden {
-				t.Errorf("look %d: %+v is called hidden", i, s)
-			}
-			if s.LocalPort == 9100 {
-				seen[s.Inode] = true
-			}
-			if s.LocalPort == 7000 || s.LocalPort == 5001 {
-				stay++
-			}
-		}
-		if stay < 10 {
-			t.Errorf("look %d: only %d of the sockets that stay", i, stay)
-		}
-		if !l.Coverage.Complete() {
-			torn++
-			t.Logf("look %d: %v", i, l.Coverage.Problems())
-		}
-	}
-	t.Logf("%d sockets of the storm were seen, %d of 100 looks were incomplete", len(seen), torn)
-	if len(seen) < 3 {
-		t.Errorf("only %d sockets of the storm were seen", len(seen))
-	}
-	if torn > 10 {
-		t.Errorf("%d of 100 looks were incomplete", torn)
 	}
 }
