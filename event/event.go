@@ -101,18 +101,29 @@ type VM struct {
 
 // Process is a process of the guest. Its JSON names are those of `vantage ps`.
 type Process struct {
-	PID           int      `json:"pid"`
-	PPID          int      `json:"ppid,omitempty"`
-	UID           *uint32  `json:"uid,omitempty"`
-	GID           *uint32  `json:"gid,omitempty"`
-	Comm          string   `json:"comm"`
-	Exe           string   `json:"exe,omitempty"`
+	PID  int     `json:"pid"`
+	PPID int     `json:"ppid,omitempty"`
+	UID  *uint32 `json:"uid,omitempty"`
+	GID  *uint32 `json:"gid,omitempty"`
+	Comm string  `json:"comm"`
+	Exe  string  `json:"exe,omitempty"`
+	// ExeSHA256 is that of the program's file, in hexadecimal; empty: not known.
+	ExeSHA256     string   `json:"exe_sha256,omitempty"`
 	Args          []string `json:"args,omitempty"`
 	StartTime     *Time    `json:"start_time,omitempty"`
 	Cgroup        string   `json:"cgroup,omitempty"`
 	Container     string   `json:"container,omitempty"`
 	KernelAddress VirtAddr `json:"kernel_address,omitempty"` // of its task_struct
 	Hidden        bool     `json:"hidden,omitempty"`
+	// Parents are the parent, its parent and so on, as far as they are known.
+	Parents []Ancestor `json:"parents,omitempty"`
+}
+
+// Ancestor is a process from which another descends.
+type Ancestor struct {
+	PID  int    `json:"pid"`
+	Comm string `json:"comm"`
+	Exe  string `json:"exe,omitempty"`
 }
 
 // Module is a kernel module of the guest. Its JSON names are those of `vantage

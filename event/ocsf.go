@@ -166,12 +166,26 @@ func newOCSFProcess(p *Process) *ocsfProcess {
 	}
 	if p.Exe != "" {
 		o.File = &ocsfFile{Name: path.Base(p.Exe), Path: p.Exe, TypeID: fileRegular}
+		if p.ExeSHA256 != "" {
+			o.File.Hashes = []ocsfFingerprint{{AlgorithmID: hashSHA256, Algorithm: "SHA-256", Value: p.ExeSHA256}}
+		}
 	}
 	if p.UID != nil {
 		o.User = &ocsfUser{UID: strconv.FormatUint(uint64(*p.UID), 10)}
 	}
 	if p.PPID != 0 {
 		o.ParentProcess = &ocsfProcess{PID: p.PPID}
+	}
+	child := o
+	for i, a := range p.Parents {
+		if i == 0 || child.ParentProcess == nil {
+			child.ParentProcess = &ocsfProcess{PID: a.PID}
+		}
+		child = child.ParentProcess
+		child.Name = a.Comm
+		if a.Exe != "" {
+			child.File = &ocsfFile{Name: path.Base(a.Exe), Path: a.Exe, TypeID: fileRegular}
+		}
 	}
 	return o
 }

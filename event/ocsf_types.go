@@ -29,6 +29,7 @@ const (
 	analyticRule      = 1
 	analyticBehaviour = 2
 	fileRegular       = 1
+	hashSHA256        = 3 // fingerprint.algorithm_id
 	scanTypeUnknown   = 0
 )
 
@@ -147,6 +148,14 @@ type ocsfFile struct {
 	Name   string `json:"name"`
 	Path   string `json:"path"`
 	TypeID int    `json:"type_id"`
+
+	Hashes []ocsfFingerprint `json:"hashes,omitempty"`
+}
+
+type ocsfFingerprint struct {
+	AlgorithmID int    `json:"algorithm_id"`
+	Algorithm   string `json:"algorithm"`
+	Value       string `json:"value"`
 }
 
 type ocsfUser struct {

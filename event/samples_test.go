@@ -1,6 +1,7 @@
 package event
 
 import (
+	"strings"
 	"testing"
 	"time"
 )
@@ -19,6 +20,7 @@ func samples(t testing.TB) []Event {
 	proc := &Process{
 		PID: 321, PPID: 1, UID: ptr(uint32(0)), GID: ptr(uint32(1000)), Comm: "sleep", Exe: "/bin/sleep", Args: []string{"sleep", "60"},
 		StartTime: ptr(At(testTime.Add(-time.Hour))), Cgroup: "/system.slice", Container: "0123abcd", KernelAddress: 0xffff888012345678, Hidden: true,
+		ExeSHA256: strings.Repeat("0a", 32), Parents: []Ancestor{{PID: 1, Comm: "init", Exe: "/sbin/init"}, {PID: 0, Comm: "?"}},
 	}
 	cov := &Coverage{TotalProblems: 1, Problems: []Problem{{What: "mm of pid 12", Addr: 0xffff888000001000, Error: "cycle"}}}
 	fill := map[Kind]func(*Event){

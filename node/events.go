@@ -42,6 +42,12 @@ func FindingEvent(src *event.Source, vm hypervisor.Info, f Finding) event.Event 
 	e.VM = vmEvent(vm)
 	if f.Process != nil {
 		e.Process = processEvent(f.Process)
+		if f.Subject != nil {
+			e.Process.ExeSHA256 = f.Subject.ExeSHA256
+			for _, a := range f.Subject.Parents {
+				e.Process.Parents = append(e.Process.Parents, event.Ancestor{PID: a.PID, Comm: a.Comm, Exe: a.Exe})
+			}
+		}
 	} else if f.PID != 0 {
 		e.Process = &event.Process{PID: f.PID, Comm: f.Comm}
 	}

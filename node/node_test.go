@@ -217,6 +217,7 @@ func TestEventsOfAHostileGuest(t *testing.T) {
 	finding := node.Finding{
 		Finding: scanner.Finding{VM: bad, Rule: "r", PID: 7, Comm: bad, Where: bad, VirtAddr: &va, Strings: []scanner.String{{Name: "$a", Data: "x", VirtAddr: &va}}},
 		Process: p,
+		Subject: &node.Subject{Parents: []node.Ancestor{{PID: 1, Comm: bad, Exe: bad}, {}}, ExeSHA256: strings.Repeat("0f", 32), ExeProblem: bad},
 	}
 	sum := scanner.Summary{PagesTotal: 3, ProblemsTotal: 9, Problems: []introspect.Problem{{What: bad, Addr: va, Err: bad}}}
 	for _, e := range []event.Event{

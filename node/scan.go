@@ -34,6 +34,7 @@ type ScanRequest struct {
 type Finding struct {
 	scanner.Finding
 	Process *linux.Process // nil: not in a process
+	Subject *Subject       // what else is told of Process; nil without one
 }
 
 // NoProcessError is returned when a process that was asked for does not exist.
@@ -49,7 +50,7 @@ func (n *Node) Scan(ctx context.Context, vm hypervisor.VM, req ScanRequest) (sca
 	info := vm.Info()
 	cov := &introspect.Coverage{}
 	var targets []scanner.Target
-	procs := map[int]*linux.Process{}
+	subs := newSubjects()
 	if req.Processes || req.Kernel {
 		g, err := n.Linux(ctx, vm)
 		if err != nil {
@@ -59,7 +60,8 @@ func (n *Node) Scan(ctx context.Context, vm hypervisor.VM, req ScanRequest) (sca
 			return scanner.Summary{}, fmt.Errorf("%w (--physical scans memory without understanding the guest)", err)
 		}
 		if req.Processes {
-			ts, err := n.processTargets(ctx, g, req, cov, procs)
+			subs.g = g
+			ts, err := n.processTargets(ctx, g, req, cov, subs.procs)
 			if err != nil {
 				return scanner.Summary{}, err
 			}
@@ -75,7 +77,8 @@ func (n *Node) Scan(ctx context.Context, vm hypervisor.VM, req ScanRequest) (sca
 	opts := scanner.Options{VM: info.Name, OnProgress: req.OnProgress, Logger: n.log}
 	if req.OnFinding != nil {
 		opts.OnFinding = func(f scanner.Finding) error {
-			return req.OnFinding(Finding{Finding: f, Process: procs[f.PID]})
+			p, sub := subs.of(ctx, f.PID)
+			return req.OnFinding(Finding{Finding: f, Process: p, Subject: sub})
 		}
 	}
 	sum, err := scanner.Scan(ctx, vm, req.Rules, targets, opts)
@@ -83,7 +86,8 @@ func (n *Node) Scan(ctx context.Context, vm hypervisor.VM, req ScanRequest) (sca
 	return sum, err
 }
 
-// processTargets returns the processes to scan with their mappings.
+// processTargets returns the processes to scan with their mappings, and sets
+// procs to all that there are.
 func (n *Node) processTargets(ctx context.Context, g *linux.Guest, req ScanRequest, cov *introspect.Coverage, procs map[int]*linux.Process) ([]scanner.Target, error) {
 	list, err := g.Processes(ctx, linux.ProcessOptions{})
 	if err != nil {
@@ -100,6 +104,9 @@ func (n *Node) processTargets(ctx context.Context, g *linux.Guest, req ScanReque
 	keeper := newAreaKeeper()
 	// As many as the scanner believes of one target.
 	maxPages := 4*hypervisor.TotalSize(g.KernelSpace().Memory().Ranges())/hypervisor.PageSize + 1<<16
+	for i := range list.Processes {
+		procs[list.Processes[i].PID] = &list.Processes[i]
+	}
 	for i := range list.Processes {
 		p := &list.Processes[i]
 		if p.Hidden && req.OnHidden != nil {

@@ -241,6 +241,7 @@ func checkScan(t *testing.T, g *lab.Guest) {
 		if o["comm"] != lab.DemoInfectedComm {
 			t.Errorf("found in %v, want only in %s: %v", o["comm"], lab.DemoInfectedComm, o)
 		}
+		checkSubject(t, g, o)
 		for _, f := range []string{"vm", "rule", "tags", "meta", "pid", "comm", "where", "offset", "virt_addr", "phys_addr", "strings"} {
 			if _, ok := o[f]; !ok {
 				t.Errorf("finding: field %s is missing", f)
@@ -249,6 +250,47 @@ func checkScan(t *testing.T, g *lab.Guest) {
 	}
 	if len(os) < 2 {
 		t.Error("the payload was not found")
+	}
+}
+
+// checkSubject compares what a finding says of its process with the guest's word.
+func checkSubject(t *testing.T, g *lab.Guest, o map[string]any) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	run := func(script string) string {
+		t.Helper()
+		out, err := g.Run(ctx, script)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.TrimSpace(strings.ReplaceAll(out, "\r", ""))
+	}
+	pid := int(o["pid"].(float64))
+	word := run(fmt.Sprintf("readlink /proc/%[1]d/exe; sha256sum /proc/%[1]d/exe; grep ^Uid: /proc/%[1]d/status", pid))
+	f := strings.Fields(word)
+	if len(f) < 5 {
+		t.Fatalf("the guest says %q", word)
+	}
+	if o["exe"] != f[0] || o["exe_sha256"] != f[1] || fmt.Sprint(o["uid"]) != f[4] || o["container"] != "" {
+		t.Errorf("exe %v, exe_sha256 %v, uid %v, container %v; the guest says %s", o["exe"], o["exe_sha256"], o["uid"], o["container"], word)
+	}
+	var want []string
+	for next := pid; len(want) < 10; {
+		next, _ = strconv.Atoi(run(fmt.Sprintf("grep ^PPid: /proc/%d/status | cut -f2", next)))
+		if next == 0 {
+			break
+		}
+		want = append(want, fmt.Sprint(next, " ", run(fmt.Sprintf("cat /proc/%d/comm", next))))
+	}
+	var got []string
+	parents, _ := o["parents"].([]any)
+	for _, p := range parents {
+		p := p.(map[string]any)
+		got = append(got, fmt.Sprint(p["pid"], " ", p["comm"]))
+	}
+	if !slices.Equal(got, want) || len(want) == 0 || !strings.HasPrefix(want[0], fmt.Sprint(o["ppid"], " ")) {
+		t.Errorf("parents %q, ppid %v; the guest says %q", got, o["ppid"], want)
 	}
 }
 

@@ -48,7 +48,9 @@ What could not be read is counted; a scan that missed something ends with
 status 3 when it found nothing. Ctrl-C ends a scan with what it has (status 3).
 
 JSON fields of a finding: vm rule tags meta pid comm where offset virt_addr
-phys_addr strings; of the last line, "summary":true with pages_total pages_read
+phys_addr strings, and of its process ppid uid exe exe_sha256 container parents
+(exe_sha256 is empty, and exe_problem says why, when not all of the program's
+file is in the guest's page cache); of the last line, "summary":true with pages_total pages_read
 pages_skipped bytes_scanned bytes_from_cache findings duration_seconds (for
 several VMs the totals, and each VM's own in "vms").`,
 		Example: `  vantage scan web-1

@@ -75,7 +75,7 @@ const shownStrings = 3
 func (o *scanOutput) finding(f *node.Finding) error {
 	o.clear()
 	if o.app.json {
-		return o.app.printJSON(f.Finding)
+		return o.app.printJSON(newFindingLine(f))
 	}
 	w := o.app.stdout
 	where := f.Where
@@ -88,6 +88,9 @@ func (o *scanOutput) finding(f *node.Finding) error {
 	}
 	fmt.Fprintf(w, "%s  %s%s  in %s\n", o.style.Bold(term.Escape(f.VM)), o.style.Red(term.Escape(f.Rule)),
 		term.Escape(severity), term.Escape(where))
+	if f.Subject != nil {
+		fmt.Fprintf(w, "    %s\n", term.Escape(subjectText(f)))
+	}
 	for i, s := range f.Strings {
 		if i == shownStrings {
 			break

@@ -83,6 +83,8 @@ func run(ctx context.Context, o options) error {
 	}{
 		{"full physical scan against the yara command", scanFigures},
 		{"ps against sha256sum", psFigures},
+		{"what looks at the guest cost", lookFigures},
+		{"ps and modules against the crash utility", crashFigures},
 		{"virtual reads against memcpy", readFigures},
 	} {
 		fmt.Fprintln(os.Stderr, "bench:", m.what)
