@@ -169,6 +169,9 @@ existing file means image:.`,
 		a.extractCommand(),
 		a.mapsCommand(),
 		a.bpfCommand(),
+		a.hooksCommand(),
+		a.timersCommand(),
+		a.keysCommand(),
 	)...)
 	root.AddCommand(
 		a.vmsCommand(), a.scanCommand(), a.policyCommand(), a.demoCommand(), a.versionCommand(), a.pauseGuardCommand(),

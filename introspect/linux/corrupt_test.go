@@ -48,6 +48,18 @@ var corruptWalks = []corruptWalk{
 		l, err := g.BPF(ctx)
 		return len(l.Programs) + len(l.Maps) + len(l.Links), l.Coverage, err
 	}},
+	{name: "Hooks", run: func(ctx context.Context, g *Guest) (int, *introspect.Coverage, error) {
+		l, err := g.Hooks(ctx, HookOptions{})
+		return len(l.Hooks), l.Coverage, err
+	}},
+	{name: "Timers", run: func(ctx context.Context, g *Guest) (int, *introspect.Coverage, error) {
+		l, err := g.Timers(ctx)
+		return len(l.Timers), l.Coverage, err
+	}},
+	{name: "Keys", run: func(ctx context.Context, g *Guest) (int, *introspect.Coverage, error) {
+		l, err := g.Keys(ctx)
+		return len(l.Keys), l.Coverage, err
+	}},
 	{name: "code", run: func(ctx context.Context, g *Guest) (int, *introspect.Coverage, error) {
 		cov := &introspect.Coverage{}
 		m, err := g.codeMap(ctx, cov)

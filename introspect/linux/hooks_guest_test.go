@@ -70,6 +70,19 @@ mkdir -p /sys/kernel/debug /sys/kernel/tracing
 mount -t debugfs debugfs /sys/kernel/debug
 mount -t tracefs tracefs /sys/kernel/tracing
 ip link set dummy0 up
+cp /bin/busybox /tmp/probed
+cd /sys/kernel/tracing
+echo 'p:vt/enter ksys_sync' >> kprobe_events
+echo 'p:vt/inside vfs_statfs' >> kprobe_events
+echo 'r:vt/leave vfs_statfs' >> kprobe_events
+echo 'p:vt/off vfs_fsync' >> kprobe_events
+echo 'p:vt/file /tmp/probed:0x1234' >> uprobe_events
+echo 'r:vt/fileret /tmp/probed:0x2345' >> uprobe_events
+for e in enter leave inside file fileret; do echo 1 > events/vt/$e/enable || echo "event $e failed"; done
+echo do_exit > set_ftrace_filter
+echo vfs_truncate >> set_ftrace_filter
+echo function > current_tracer
+cd /
 `
 
 // bootHooks returns the shared guest of a suite in which testdata/hooks runs,
@@ -83,7 +96,7 @@ func bootHooks(t testing.TB, suite lab.Suite) (*lab.Guest, hooksTruth) {
 	}
 	g := labtest.Shared(t, lab.Config{
 		Name: "hooks-" + string(suite), Kernel: kernel, Shared: true, KASLR: true, CPUs: 2,
-		Modules: []string{"dummy"}, Init: hooksInit, Files: []lab.File{{Path: "hooks", Mode: 0o755, Host: program}},
+		Modules: []string{"dummy", "nf_tables"}, Init: hooksInit, Files: []lab.File{{Path: "hooks", Mode: 0o755, Host: program}},
 	})
 	hooksMu.Lock()
 	defer hooksMu.Unlock()

@@ -53,6 +53,9 @@ func run(t *truth) error {
 	if err := s.tell(); err != nil {
 		return err
 	}
+	if err := makeChains(); err != nil {
+		return err
+	}
 	if err := makeTimers(t); err != nil {
 		return err
 	}
