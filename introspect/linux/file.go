@@ -1,7 +1,6 @@
 package linux
 
 import (
-	"encoding/json"
 	"fmt"
 	"strconv"
 	"time"
@@ -100,14 +99,6 @@ type File struct {
 	MountNamespace uint32 `json:"mnt_ns"`
 	// KernelAddress is where the struct file lies.
 	KernelAddress hypervisor.VirtAddr `json:"kernel_address"`
-}
-
-// MarshalJSON writes f with its strings made valid: see the package comment.
-func (f File) MarshalJSON() ([]byte, error) {
-	type plain File
-	q := plain(f)
-	q.Comm, q.Path, q.Type = jsonText(f.Comm), jsonText(f.Path), FileType(jsonText(string(f.Type)))
-	return json.Marshal(q)
 }
 
 // FileOptions say what Files lists.

@@ -17,8 +17,8 @@ type fileLook struct {
 	span   span // of struct file
 	buf    []byte
 	paths  *paths
-	files  map[hypervisor.VirtAddr]fileResult
-	inodes map[hypervisor.VirtAddr]inodeResult
+	files  map[hypervisor.VirtAddr]*fileResult
+	inodes map[hypervisor.VirtAddr]*inodeResult
 	supers map[hypervisor.VirtAddr]superResult
 	mounts map[hypervisor.VirtAddr]uint32
 	types  map[hypervisor.VirtAddr]string // of file_system_type
@@ -68,8 +68,8 @@ func (g *Guest) newFileLook(f *fileFields) *fileLook {
 // forget drops what was kept: on a live guest it may be what was torn.
 func (l *fileLook) forget() {
 	l.paths = newPaths(&l.g.r, l.fs)
-	l.files = map[hypervisor.VirtAddr]fileResult{}
-	l.inodes = map[hypervisor.VirtAddr]inodeResult{}
+	l.files = map[hypervisor.VirtAddr]*fileResult{}
+	l.inodes = map[hypervisor.VirtAddr]*inodeResult{}
 	l.supers = map[hypervisor.VirtAddr]superResult{}
 	l.mounts = map[hypervisor.VirtAddr]uint32{}
 	l.types = map[hypervisor.VirtAddr]string{}
@@ -81,7 +81,7 @@ func (l *fileLook) file(addr hypervisor.VirtAddr) (File, error) {
 		return res.file, res.err
 	}
 	f, err := l.readFile(addr)
-	l.files[addr] = fileResult{f, err}
+	l.files[addr] = &fileResult{f, err}
 	return f, err
 }
 
@@ -210,7 +210,7 @@ func (l *fileLook) inode(where, addr hypervisor.VirtAddr) (inodeInfo, error) {
 		return res.inodeInfo, res.err
 	}
 	i, err := l.readInode(where, addr)
-	l.inodes[addr] = inodeResult{i, err}
+	l.inodes[addr] = &inodeResult{i, err}
 	return i, err
 }
 

@@ -49,6 +49,10 @@ func (g *Guest) files(ctx context.Context, opt FileOptions, list *FileList) erro
 	slices.SortFunc(tasks, func(a, b task) int {
 		return cmp.Or(cmp.Compare(a.pid, b.pid), cmp.Compare(a.tgid, b.tgid), cmp.Compare(a.addr, b.addr))
 	})
+	if opt.PID == 0 {
+		const perTask = 8 // of a server that does not do much
+		list.Files = make([]File, 0, perTask*len(tasks))
+	}
 	found := false
 	for i := range tasks {
 		if i%ctxEvery == 0 && ctx.Err() != nil {
