@@ -73,3 +73,57 @@ func (g *Guest) EachFile(ctx context.Context, opt FileOptions) iter.Seq2[File, e
 		return l.Files, l.Coverage, err
 	})
 }
+
+// EachSocket loops over what Sockets lists. The last pair may be an error alone:
+// that of Sockets, or an *introspect.IncompleteError.
+func (g *Guest) EachSocket(ctx context.Context, opt SocketOptions) iter.Seq2[Socket, error] {
+	return eachOf(func() ([]Socket, *introspect.Coverage, error) {
+		l, err := g.Sockets(ctx, opt)
+		return l.Sockets, l.Coverage, err
+	})
+}
+
+// EachArea loops over the memory areas of p that Maps lists. The last pair may be
+// an error alone: that of Maps, or an *introspect.IncompleteError.
+func (g *Guest) EachArea(ctx context.Context, p Process, opt MapOptions) iter.Seq2[Area, error] {
+	return eachOf(func() ([]Area, *introspect.Coverage, error) {
+		l, err := g.Maps(ctx, p, opt)
+		return l.Areas, l.Coverage, err
+	})
+}
+
+// EachMount loops over what Mounts lists. The last pair may be an error alone:
+// that of Mounts, or an *introspect.IncompleteError.
+func (g *Guest) EachMount(ctx context.Context) iter.Seq2[Mount, error] {
+	return eachOf(func() ([]Mount, *introspect.Coverage, error) {
+		l, err := g.Mounts(ctx)
+		return l.Mounts, l.Coverage, err
+	})
+}
+
+// EachInterface loops over what Interfaces lists. The last pair may be an error
+// alone: that of Interfaces, or an *introspect.IncompleteError.
+func (g *Guest) EachInterface(ctx context.Context) iter.Seq2[Interface, error] {
+	return eachOf(func() ([]Interface, *introspect.Coverage, error) {
+		l, err := g.Interfaces(ctx)
+		return l.Interfaces, l.Coverage, err
+	})
+}
+
+// EachLogRecord loops over what KernelLog returns. The last pair may be an error
+// alone: that of KernelLog, or an *introspect.IncompleteError.
+func (g *Guest) EachLogRecord(ctx context.Context) iter.Seq2[LogRecord, error] {
+	return eachOf(func() ([]LogRecord, *introspect.Coverage, error) {
+		l, err := g.KernelLog(ctx)
+		return l.Records, l.Coverage, err
+	})
+}
+
+// EachCachedFile loops over what CachedFiles lists. The last pair may be an
+// error alone: that of CachedFiles, or an *introspect.IncompleteError.
+func (g *Guest) EachCachedFile(ctx context.Context) iter.Seq2[CachedFile, error] {
+	return eachOf(func() ([]CachedFile, *introspect.Coverage, error) {
+		l, err := g.CachedFiles(ctx)
+		return l.Files, l.Coverage, err
+	})
+}
