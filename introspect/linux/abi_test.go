@@ -13,6 +13,7 @@ func TestKernelConstants(t *testing.T) {
 		mm        = "include/linux/mm.h"
 		maple     = "include/linux/maple_tree.h"
 		pageFlags = "include/linux/page-flags.h"
+		elf       = "include/uapi/linux/elf.h"
 		pgtable   = "arch/x86/include/asm/pgtable_types.h"
 
 		socketH  = "include/linux/socket.h"
@@ -85,6 +86,13 @@ func TestKernelConstants(t *testing.T) {
 		{Header: "include/uapi/linux/if_ether.h", Name: "ETH_P_LLDP", Holds: func(n uint64) bool { return sockEtherTypes[uint16(n)] == "lldp" }},
 		{Header: "include/uapi/linux/if_ether.h", Name: "ETH_P_PAE", Holds: func(n uint64) bool { return sockEtherTypes[uint16(n)] == "pae" }},
 		{Header: "include/uapi/linux/if_ether.h", Name: "ETH_P_ALL", Holds: func(n uint64) bool { return sockEtherTypes[uint16(n)] == "all" }},
+		{Header: "include/linux/namei.h", Name: "MAXSYMLINKS", Holds: labtest.Is(maxSymlinks)},
+		{Header: elf, Name: "NT_PRSTATUS", Holds: labtest.Is(ntPRStatus)},
+		{Header: elf, Name: "NT_PRPSINFO", Holds: labtest.Is(ntPRPSInfo)},
+		{Header: elf, Name: "NT_AUXV", Holds: labtest.Is(ntAUXV)},
+		{Header: elf, Name: "NT_FILE", Holds: labtest.Is(ntFile)},
+		{Header: elf, Name: "PN_XNUM", Holds: labtest.Is(pnXNum)},
+		{Header: "arch/x86/include/asm/pgtable_64.h", Name: "SWP_TYPE_BITS", Holds: labtest.Is(64 - 59)},
 		{Header: pgtable, Name: "_PAGE_BIT_PRESENT", Holds: labtest.Is(0)},
 		{Header: pgtable, Name: "_PAGE_BIT_PROTNONE", Holds: func(bit uint64) bool {
 			_, ok := protNone(1 << bit)

@@ -95,6 +95,10 @@ var corruptWalks = []corruptWalk{
 		l, err := g.CachedFiles(ctx)
 		return len(l.Files), l.Coverage, err
 	}},
+	{name: "Swaps", empty: true, run: func(ctx context.Context, g *Guest) (int, *introspect.Coverage, error) {
+		l, cov, err := g.Swaps(ctx)
+		return len(l), cov, err
+	}},
 	{name: "CachedFile", run: func(ctx context.Context, g *Guest) (int, *introspect.Coverage, error) {
 		c, err := g.CachedFile(ctx, "/bin/../init")
 		return corruptContent(ctx, c, err)

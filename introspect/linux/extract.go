@@ -48,11 +48,16 @@ func (g *Guest) exe(ctx context.Context, p Process) (*Content, error) {
 		return nil, ErrNoFile
 	}
 	name, _ := l.paths.ofFile(file) // a file without a name that can be told is one still
-	return l.openFile(ctx, p, file, name)
+	code, err := g.r.ptr(mm + hypervisor.VirtAddr(l.f.startCode.off))
+	if err != nil || !l.f.startCode.ok {
+		code = 0
+	}
+	return l.openFile(ctx, p, file, name, code)
 }
 
-// openFile returns the contents of the struct file at file of process p.
-func (l *pagesLook) openFile(ctx context.Context, p Process, file hypervisor.VirtAddr, name string) (*Content, error) {
+// openFile returns the contents of the struct file at file of process p. code,
+// if it is not 0, is an address at which p has mapped it.
+func (l *pagesLook) openFile(ctx context.Context, p Process, file hypervisor.VirtAddr, name string, code hypervisor.VirtAddr) (*Content, error) {
 	i, err := l.inodeOfFile(file)
 	if err != nil {
 		return nil, err
@@ -60,7 +65,7 @@ func (l *pagesLook) openFile(ctx context.Context, p Process, file hypervisor.Vir
 	if i.fsType == "overlay" {
 		// Its own inode has no pages: the file beneath has, and is what a
 		// process maps.
-		under, err := l.mappedUnder(ctx, p, name)
+		under, err := l.mappedUnder(ctx, p, name, code)
 		if err != nil {
 			return nil, err
 		}
@@ -72,14 +77,16 @@ func (l *pagesLook) openFile(ctx context.Context, p Process, file hypervisor.Vir
 // errOverlay: which file lies beneath one of an overlay is known to a module only.
 var errOverlay = errors.New("the file lies on an overlay and no process area shows the file beneath")
 
-// mappedUnder returns the inode of the file that p has mapped under name.
-func (l *pagesLook) mappedUnder(ctx context.Context, p Process, name string) (pagesInode, error) {
+// mappedUnder returns the inode of the file that p has mapped under name, or at
+// code. The name of what lies beneath an overlay is one in the overlay only since
+// Linux 6.5.
+func (l *pagesLook) mappedUnder(ctx context.Context, p Process, name string, code hypervisor.VirtAddr) (pagesInode, error) {
 	vmas, _, err := l.g.VMAs(ctx, p)
 	if err != nil {
 		return pagesInode{}, err
 	}
 	for _, v := range vmas {
-		if v.file == 0 || v.Path != name {
+		if v.file == 0 || v.Path != name && !v.Contains(code) {
 			continue
 		}
 		if i, err := l.inodeOfFile(v.file); err == nil && i.fsType != "overlay" {
@@ -121,7 +128,7 @@ func (g *Guest) openFile(ctx context.Context, p Process, fd int) (*Content, erro
 		return nil, errors.Join(ErrNoFile, walk)
 	}
 	name, _ := l.paths.ofFile(file)
-	return l.openFile(ctx, p, file, name)
+	return l.openFile(ctx, p, file, name, 0)
 }
 
 // Area returns the memory area of p that begins at start, or that start lies in,

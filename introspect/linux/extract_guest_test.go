@@ -126,6 +126,7 @@ func testExtract(t *testing.T, g *lab.Guest, guest *Guest) {
 	if _, err := guest.OpenFile(t.Context(), p, 49); !errors.Is(err, ErrNoFile) {
 		t.Errorf("file 49: %v", err)
 	}
+	testOverlay(t, g, guest)
 	testAreas(t, g, guest, p)
 	testCore(t, guest, p, program)
 }
@@ -234,5 +235,39 @@ func testCore(t *testing.T, guest *Guest, p Process, program string) {
 	}
 	if t.Failed() {
 		t.Logf("gdb:\n%s", out)
+	}
+}
+
+// testOverlay takes out a program that lies on an overlay, as a container's does.
+func testOverlay(t *testing.T, g *lab.Guest, guest *Guest) {
+	out, err := g.Run(t.Context(), `mkdir -p /tmp/o/l /tmp/o/u /tmp/o/w /tmp/o/m && cp /bin/busybox /tmp/o/l/sleep &&
+mount -t overlay -o lowerdir=/tmp/o/l,upperdir=/tmp/o/u,workdir=/tmp/o/w overlay /tmp/o/m || exit 1
+/tmp/o/m/sleep 1000 & echo OVERLAY-PID $!; sleep 0.3`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, word, _ := strings.Cut(out, "OVERLAY-PID ")
+	pid, err := strconv.Atoi(strings.TrimSpace(word))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := guest.Processes(t.Context(), ProcessOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range l.Processes {
+		if p.PID != pid {
+			continue
+		}
+		c, err := guest.Exe(t.Context(), p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, cov := contentSum(t, c, ""); got != pagesSum(t, g, "/bin/busybox") || !cov.Complete() || c.Path != "/tmp/o/m/sleep" {
+			t.Errorf("program on an overlay: %s, %s, %+v", c.Path, got, cov)
+		}
+	}
+	if _, err := g.Run(t.Context(), fmt.Sprintf("kill -9 %d; sleep 0.2; umount /tmp/o/m", pid)); err != nil {
+		t.Error(err)
 	}
 }

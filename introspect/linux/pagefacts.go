@@ -16,7 +16,6 @@ type pagesTable struct {
 	dFlags, dInode, dAlias                                             field
 	subdirs, dChild                                                    field // lists, until 6.7
 	children, dSib                                                     field // hash lists since
-	childSpan                                                          span
 	mounts, mountChild                                                 field
 	fileInode                                                          field
 	taskFS, fsRoot                                                     field
@@ -24,6 +23,7 @@ type pagesTable struct {
 	sbList, sbInodes, sbID, sbDev, sbRoot                              field
 	iRDev                                                              field
 	marks                                                              field // in xa_node
+	startCode                                                          field // in mm_struct
 	mntSB                                                              field
 	pageSize                                                           uint64 // of struct page
 	uptodate, dirty, headBit                                           uint64 // bits of page flags
@@ -65,6 +65,7 @@ func (p *pagesTable) facts() []fact {
 		{&p.vdsoSize, 8, may, []string{"vdso_image.size"}},
 		{&p.sbList, 16, want, []string{"super_block.s_list"}},
 		{&p.sbInodes, 16, want, []string{"super_block.s_inodes"}},
+		{&p.startCode, 8, want, []string{"mm_struct.start_code"}},
 		{&p.sbDev, 4, want, []string{"super_block.s_dev"}},
 		{&p.sbRoot, 8, want, []string{"super_block.s_root"}},
 		{&p.iRDev, 4, want, []string{"inode.i_rdev"}},

@@ -72,14 +72,15 @@ func bootPages(t testing.TB, suite lab.Suite) *lab.Guest {
 	t.Helper()
 	disk := pagesDisk(t)
 	k := labtest.Kernel(t, suite)
-	modules := []string{"virtio_blk"}
+	zram, _ := swapModules(suite)
+	modules := append(zram, "virtio_blk", "overlay")
 	if _, err := k.Modules(t.Context(), "virtio_pci"); err == nil { // else it is built in
 		modules = append(modules, "virtio_pci")
 	}
 	return labtest.Boot(t, lab.Config{
 		Name: "pages-" + string(suite), Kernel: k, Shared: true, KASLR: true, Init: pagesInit, Memory: 256 * lab.MiB,
 		Modules:   modules,
-		Files:     []lab.File{{Path: "bin/coreproc", Mode: 0o755, Host: buildCoreProc(t)}},
+		Files:     []lab.File{{Path: "bin/coreproc", Mode: 0o755, Host: buildCoreProc(t)}, {Path: "bin/swapproc", Mode: 0o755, Host: buildSwapProc(t)}},
 		ExtraArgs: []string{"-drive", "if=none,id=disk,format=raw,snapshot=on,file=" + disk, "-device", "virtio-blk-pci,drive=disk"},
 	})
 }
@@ -103,6 +104,10 @@ func TestCachedFiles(t *testing.T) {
 			t.Run("files", func(t *testing.T) { testCachedContents(t, g, guest) })
 			t.Run("list", func(t *testing.T) { testCachedList(t, g, guest) })
 			t.Run("extract", func(t *testing.T) { testExtract(t, g, guest) })
+			_, algorithms := swapModules(suite)
+			for _, algorithm := range algorithms {
+				t.Run("zram "+algorithm, func(t *testing.T) { testZram(t, g, guest, suite, algorithm) })
+			}
 		})
 	}
 }
