@@ -47,6 +47,25 @@ func BenchmarkProcesses(b *testing.B) {
 	b.ReportMetric(float64(count.bytes)/float64(n), "read-B/process")
 }
 
+func BenchmarkModules(b *testing.B) {
+	g := bootTruth(b, lab.Bookworm)
+	if err := g.Pause(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	defer resume(b, g)
+	guest, err := Open(b.Context(), openRAM(b, g), Options{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		l, err := guest.Modules(b.Context())
+		if err != nil || !l.Coverage.Complete() || len(l.UnknownCode) > 0 {
+			b.Fatal(err, l.Coverage.Problems(), l.UnknownCode)
+		}
+	}
+}
+
 // counter counts what is read.
 type counter struct {
 	hypervisor.VM

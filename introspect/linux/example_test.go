@@ -61,9 +61,9 @@ func ExampleGuest_EachProcess_incomplete() {
 		}
 	}
 	// Output:
-	// 1 proc-1 [tasks pid_index]
-	// 2 proc-2 [tasks pid_index]
-	// 3 proc-3 [tasks pid_index]
+	// 1 proc-1 [tasks pid_index cgroup]
+	// 2 proc-2 [tasks pid_index cgroup]
+	// 3 proc-3 [tasks pid_index cgroup]
 	// missed: list of processes, forward
 }
 

@@ -16,7 +16,7 @@ import (
 // this package looks for, in the layout of a kernel with maple trees. A member
 // is name:size, and :count for an array; a name with dots is a nested member.
 const fakeStructs = `
-task_struct       __state:4 flags:4 tasks:16 mm:8 exit_state:4 pid:4 tgid:4 real_parent:8 group_leader:8 thread_pid:8 pid_links:16:4 thread_node:16 start_boottime:8 real_cred:8 comm:1:16 nsproxy:8 signal:8 cgroups:8
+task_struct       __state:4 flags:4 tasks:16 mm:8 exit_state:4 pid:4 tgid:4 real_parent:8 group_leader:8 thread_pid:8 pid_links:16:4 thread_node:16 start_boottime:8 real_cred:8 comm:1:16 nsproxy:8 signal:8 cgroups:8 cg_list:16 se.group_node:16 rt.run_list:16 dl.rb_node:24
 signal_struct     thread_head:16
 pid               level:4 tasks:8:4 numbers:16:1
 upid              nr:4 pad:4 ns:8
@@ -42,7 +42,8 @@ dentry            d_hash.next:8 d_hash.pprev:8 d_parent:8 d_name.hash:4 d_name.l
 mount             mnt_parent:8 mnt_mountpoint:8 mnt.mnt_root:8
 super_block       s_type:8
 file_system_type  name:8
-css_set           dfl_cgrp:8 cgrp_links:16
+css_set           dfl_cgrp:8 cgrp_links:16 tasks:16 mg_tasks:16 dying_tasks:16 hlist:16
+rq                curr:8 idle:8 rt.active.bitmap:8:2 rt.active.queue:16:100 dl.root.rb_root.rb_node:8 cfs_tasks:16
 cgrp_cset_link    cgrp:8 cgrp_link:16
 cgroup            kn:8 root:8
 cgroup_root       name:1:64
@@ -305,7 +306,9 @@ func (f *fake) globals() {
 	f.set(f.mnt, "mount.mnt.mnt_root", uint64(f.rootDentry))
 
 	f.css = f.object("css_set")
-	f.append(f.member(f.css, "css_set.cgrp_links"), 0)
+	for _, list := range []string{"cgrp_links", "tasks", "mg_tasks", "dying_tasks"} {
+		f.append(f.member(f.css, "css_set."+list), 0)
+	}
 	parent := hypervisor.VirtAddr(0)
 	for _, name := range []string{"", "system.slice", "docker-0123456789abcdef.scope"} {
 		kn := f.object("kernfs_node")
@@ -373,6 +376,7 @@ func (f *fake) process(pid int) {
 	f.write(f.member(p.task, "task_struct.comm"), fmt.Sprintf("proc-%d", pid))
 	f.append(f.member(f.initTask, "task_struct.tasks"), f.member(p.task, "task_struct.tasks"))
 	f.append(f.member(p.signal, "signal_struct.thread_head"), f.member(p.task, "task_struct.thread_node"))
+	f.append(f.member(f.css, "css_set.tasks"), f.member(p.task, "task_struct.cg_list"))
 	links := f.member(p.task, "task_struct.pid_links")
 	for kind := range hypervisor.VirtAddr(2) {
 		f.put64(f.member(p.pid, "pid.tasks")+8*kind, uint64(links+16*kind))

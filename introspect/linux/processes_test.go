@@ -57,7 +57,7 @@ func TestProcessFields(t *testing.T) {
 		`"args":["prog","--flag","a\\xffb","","last"],"start_time":"2023-11-14T22:13:22Z","state":"S","kernel":false,` +
 		`"cgroup":"/system.slice/docker-0123456789abcdef.scope","container":"0123456789abcdef","container_runtime":"docker","pod":"",` +
 		`"namespaces":{"mnt":102,"pid":4026531836,"net":103,"uts":100,"ipc":101,"user":200,"cgroup":104,"time":105},` +
-		`"kernel_address":"` + l.Processes[1].KernelAddress.String() + `","hidden":false,"seen_in":["tasks","pid_index"]}`
+		`"kernel_address":"` + l.Processes[1].KernelAddress.String() + `","hidden":false,"seen_in":["tasks","pid_index","cgroup"]}`
 	if string(got) != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
