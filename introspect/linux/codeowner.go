@@ -21,18 +21,18 @@ const (
 
 // codeFields is where the facts of code lie.
 type codeFields struct {
-	text, textEnd                             hypervisor.VirtAddr // _stext, _etext
-	bpfKsyms, trampolines                     hypervisor.VirtAddr
-	insnSlots, optSlots                       hypervisor.VirtAddr
-	coreText, initBase, initText              field // of a module, until 6.3
-	initTextType                              uint64
-	hasInitText                               bool
-	ksymStart, ksymEnd, ksymName, ksymList    field // struct bpf_ksym, since 5.7
-	ksymSpan                                  span
-	opsTramp, opsTrampSize, opsList, opsFlags field // struct ftrace_ops
-	opsSpan                                   span
-	cachePages, pageList, pageInsns           field // struct kprobe_insn_cache, kprobe_insn_page
-	pageSpan                                  span
+	text, textEnd                          hypervisor.VirtAddr // _stext, _etext
+	bpfKsyms, trampolines                  hypervisor.VirtAddr
+	insnSlots, optSlots                    hypervisor.VirtAddr
+	coreText, initBase, initText           field // of a module, until 6.3
+	initTextType                           uint64
+	hasInitText                            bool
+	ksymStart, ksymEnd, ksymName, ksymList field // struct bpf_ksym, since 5.7
+	ksymSpan                               span
+	opsTramp, opsTrampSize, opsList        field // struct ftrace_ops
+	opsSpan                                span
+	cachePages, pageList, pageInsns        field // struct kprobe_insn_cache, kprobe_insn_page
+	pageSpan                               span
 }
 
 func (c *codeFields) facts() []fact {

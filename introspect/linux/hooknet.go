@@ -201,12 +201,13 @@ func (l *hookLook) netEntries(f *nfFields, h Hook, where, at hypervisor.VirtAddr
 			return err
 		}
 		h.KernelAddress, h.Priority = ops, int(o.int32(f.opsPriority))
-		switch t := o.uint(f.opsType); {
-		case t == 0:
-		case t == f.typeTables:
-			h.Flags = []string{"nf_tables"}
-		case t == f.typeBPF:
-			h.Flags = []string{"bpf"}
+		if t := o.uint(f.opsType); t != 0 {
+			switch t {
+			case f.typeTables:
+				h.Flags = []string{"nf_tables"}
+			case f.typeBPF:
+				h.Flags = []string{"bpf"}
+			}
 		}
 		// What is called and what was registered are kept apart.
 		replaced := o.ptr(f.opsHook) != fn

@@ -95,7 +95,7 @@ func bootHooks(t testing.TB, suite lab.Suite) (*lab.Guest, hooksTruth) {
 		t.Fatalf("build testdata/hooks: %v: %s", err, program)
 	}
 	g := labtest.Shared(t, lab.Config{
-		Name: "hooks-" + string(suite), Kernel: kernel, Shared: true, KASLR: true, CPUs: 2,
+		Name: "hooks-" + string(suite), Kernel: kernel, Shared: true, KASLR: true,
 		Modules: []string{"dummy", "nf_tables"}, Init: hooksInit, Files: []lab.File{{Path: "hooks", Mode: 0o755, Host: program}},
 	})
 	hooksMu.Lock()

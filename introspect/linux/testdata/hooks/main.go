@@ -7,6 +7,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/cilium/ebpf/rlimit"
@@ -24,6 +26,10 @@ type truth struct {
 }
 
 func main() {
+	if len(os.Args) > 2 && os.Args[1] == "symbols" {
+		symbols(os.Args[2:])
+		return
+	}
 	t := &truth{PID: os.Getpid(), Skipped: map[string]string{}, Timers: map[string]any{}}
 	if err := run(t); err != nil {
 		fmt.Println("HOOKS-FAILED", err)
@@ -36,6 +42,19 @@ func main() {
 	fmt.Printf("%s\n", b)
 	for {
 		time.Sleep(time.Hour)
+	}
+}
+
+// symbols prints the lines of /proc/kallsyms that begin with one of addrs.
+func symbols(addrs []string) {
+	b, err := os.ReadFile("/proc/kallsyms")
+	if err != nil {
+		panic(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if addr, _, _ := strings.Cut(line, " "); slices.Contains(addrs, addr) {
+			fmt.Print(line)
+		}
 	}
 }
 
