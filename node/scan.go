@@ -68,7 +68,7 @@ func (n *Node) Scan(ctx context.Context, vm hypervisor.VM, req ScanRequest) (sca
 			targets = append(targets, ts...)
 		}
 		if req.Kernel {
-			targets = append(targets, kernelTarget(vm, g))
+			targets = append(targets, kernelTarget(ctx, vm, g))
 		}
 	}
 	if req.Physical {
@@ -175,7 +175,7 @@ func stillThere(ctx context.Context, g *linux.Guest, gone []*linux.Process, cov 
 	return nil
 }
 
-func kernelTarget(vm hypervisor.VM, g *linux.Guest) scanner.Target {
+func kernelTarget(ctx context.Context, vm hypervisor.VM, g *linux.Guest) scanner.Target {
 	k := g.Kernel()
 	var end hypervisor.PhysAddr
 	if rs := vm.Ranges(); len(rs) > 0 {
@@ -183,7 +183,7 @@ func kernelTarget(vm hypervisor.VM, g *linux.Guest) scanner.Target {
 	}
 	return scanner.KernelTarget{
 		Space: g.KernelSpace(),
-		Areas: scanner.KernelAreas(k.PageOffset, end),
+		Areas: withoutFreed(ctx, k, scanner.KernelAreas(k.PageOffset, end)),
 		Symbol: func(va hypervisor.VirtAddr) string {
 			name, off, ok := k.SymbolAt(va)
 			if !ok {
