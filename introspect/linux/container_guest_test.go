@@ -82,7 +82,7 @@ func TestContainersOfGuests(t *testing.T) {
 			if len(found) != len(v1)+len(v2) {
 				t.Errorf("%d of %d control groups: %v", len(found), len(v1)+len(v2), found)
 			}
-			if _, err := g.Run(t.Context(), "kill $(pidof sleep); while pidof sleep >/dev/null; do usleep 50000; done; umount /tmp/v1; true"); err != nil {
+			if _, err := g.Run(t.Context(), "kill $(pidof sleep); while pidof sleep >/dev/null; do usleep 50000; done; find /tmp/v1 /sys/fs/cgroup -mindepth 1 -depth -type d -exec rmdir {} \\; ; umount /tmp/v1; true"); err != nil {
 				t.Error(err)
 			}
 		})

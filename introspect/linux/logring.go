@@ -183,6 +183,9 @@ func (w *logWalk) record(id uint64, d, f object) (more bool) {
 	rounds := 1
 	if w.live {
 		rounds = liveRounds
+		if ahead := (d.uint(w.t.state) - id) & logIDMask; ahead != 0 && ahead <= logIDMask/2 {
+			return true // overwritten since the walk began
+		}
 	}
 	var last error
 	for range rounds {
