@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -9,6 +10,7 @@ import (
 	"github.com/vantage-vmi/vantage/hypervisor"
 	"github.com/vantage-vmi/vantage/internal/term"
 	"github.com/vantage-vmi/vantage/introspect/linux"
+	"github.com/vantage-vmi/vantage/introspect/linux/profile"
 	"github.com/vantage-vmi/vantage/node"
 )
 
@@ -19,13 +21,14 @@ func (a *app) infoCommand() *cobra.Command {
 		Short: "Tell what a VM is and what runs in it",
 		Long: `Tell what a VM is (driver, state, memory) and what runs in it: system, kernel
 version, clock, load, use of memory, security modules, taint, command line, where
-KASLR put the kernel; with --all also network interfaces and mounts. Of a guest
-that is not understood the first part is told, and the status is 2.
+KASLR put the kernel; with --all also network interfaces, mounts and swap areas.
+Of a guest that is not understood the first part is told, and the status is 2.
 
 The system's name is that of /etc/os-release, when the guest has that file in its
 page cache. Mounts are those of the first process's mount namespace.
 
-JSON fields: vm state_unknown memory_ranges guest interfaces mounts. Of an
+JSON fields: vm state_unknown memory_ranges guest interfaces mounts swaps. Of a
+swap area: name disk size used (bytes) priority compressed; of an
 interface: name index type mac mtu up state flags addresses net_namespace
 init_namespace kernel_address; of a mount: id parent_id source target fstype root
 options super_options device mnt_namespace kernel_address.`,
@@ -80,9 +83,10 @@ type vmInfo struct {
 	// Nil where they were not asked for.
 	Interfaces []linux.Interface `json:"interfaces,omitempty"`
 	Mounts     []linux.Mount     `json:"mounts,omitempty"`
+	Swaps      []linux.Swap      `json:"swaps,omitempty"`
 }
 
-// addLists adds the guest's interfaces and mounts. That a kernel has none is told
+// addLists adds the guest's interfaces, mounts and swap areas. That a kernel has none is told
 // in the coverage.
 func (i *vmInfo) addLists(ctx context.Context, g *linux.Guest) error {
 	interfaces, err := g.Interfaces(ctx)
@@ -95,6 +99,12 @@ func (i *vmInfo) addLists(ctx context.Context, g *linux.Guest) error {
 	}
 	i.Guest.Coverage.Merge(interfaces.Coverage)
 	i.Guest.Coverage.Merge(mounts.Coverage)
+	swaps, cov, err := g.Swaps(ctx)
+	if err != nil && !errors.Is(err, profile.ErrNoSymbol) && !errors.Is(err, profile.ErrNoType) { // CONFIG_SWAP
+		i.Guest.Coverage.Add("swap areas", 0, err)
+	}
+	i.Guest.Coverage.Merge(cov)
+	i.Swaps = swaps
 	i.Interfaces, i.Mounts = interfaces.Interfaces, mounts.Mounts
 	return ctx.Err()
 }
@@ -146,5 +156,8 @@ func (a *app) printInfo(i vmInfo) error {
 	if err := a.printInterfaces(i.Interfaces); err != nil {
 		return err
 	}
-	return a.printMounts(i.Mounts)
+	if err := a.printMounts(i.Mounts); err != nil {
+		return err
+	}
+	return a.printSwaps(i.Swaps)
 }
