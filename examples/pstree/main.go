@@ -24,7 +24,7 @@ func pstree(ctx context.Context, w io.Writer, path string) (incomplete error) {
 	if err != nil {
 		return err
 	}
-	defer vm.Close()
+	defer func() { _ = vm.Close() }()
 	guest, err := linux.Open(ctx, vm, linux.Options{})
 	if err != nil {
 		return err

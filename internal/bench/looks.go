@@ -189,10 +189,10 @@ func crashFigures(ctx context.Context, o options, ram string) ([]figure, error) 
 // debugKernel returns the guest's kernel with debug information, out of Debian's
 // package for it, or why there is none.
 func debugKernel(ctx context.Context, o options, ram string) (path, why string, err error) {
-	if _, err := exec.LookPath("crash"); err != nil {
+	if _, missing := exec.LookPath("crash"); missing != nil {
 		return "", "no crash utility: apt-get install crash", nil
 	}
-	if _, err := os.Stat(coreOf(ram)); err != nil {
+	if _, missing := os.Stat(coreOf(ram)); missing != nil {
 		return "", "no ELF core next to the RAM file: run without -reuse", nil
 	}
 	release, err := kernelRelease(ctx, ram)
@@ -213,8 +213,8 @@ func debugKernel(ctx context.Context, o options, ram string) (path, why string, 
 	pkg := "linux-image-" + release + "-dbg"
 	cmd := exec.CommandContext(ctx, "apt-get", "download", "-q", pkg)
 	cmd.Dir = dir
-	if text, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Sprintf("apt-get cannot download %s: %v: %.200s", pkg, err, text), nil
+	if text, failed := cmd.CombinedOutput(); failed != nil {
+		return "", fmt.Sprintf("apt-get cannot download %s: %v: %.200s", pkg, failed, text), ctx.Err()
 	}
 	debs, err := filepath.Glob(filepath.Join(dir, "*.deb"))
 	if err != nil || len(debs) != 1 {

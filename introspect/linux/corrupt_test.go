@@ -128,8 +128,10 @@ var corruptWalks = []corruptWalk{
 			return 0, nil, err
 		}
 		n := 0
-		for range as.Runs(ctx, 0, maxUserAddr, 0) {
-			n++
+		for _, err := range as.Runs(ctx, 0, maxUserAddr, 0) {
+			if err == nil {
+				n++
+			}
 		}
 		return n, nil, ctx.Err()
 	})},
@@ -183,7 +185,8 @@ func corruptEach(walk func(context.Context, *Guest, Process) (int, *introspect.C
 // to tell a bound from none.
 const (
 	corruptTime  = 10 * time.Second
-	corruptAlloc = 512 << 20 // bytes allocated in all, garbage included
+	corruptSum   = 30 * time.Second // of all walks together
+	corruptAlloc = 512 << 20        // bytes allocated in all, garbage included
 )
 
 // corruptCases are the ways in which memory lies. A rate of n is one in n; 0 is
@@ -261,6 +264,13 @@ func TestCorruptedMemory(t *testing.T) {
 				t.Logf("%-70s %6d found, %5d problems, %4d ms, %4d MiB, %v", what, r.found, r.problems, r.took.Milliseconds(), r.alloc>>20, r.err)
 			}
 		}
+	}
+	var sum time.Duration
+	for _, d := range took {
+		sum += d
+	}
+	if sum > corruptSum {
+		t.Errorf("all walks together took %s", sum)
 	}
 	g.Flush()
 	for i, w := range corruptWalks {

@@ -36,7 +36,7 @@ func TestCostOfWalks(t *testing.T) {
 		{"Modules", func(ctx context.Context, g *Guest) (int, *introspect.Coverage, error) {
 			l, err := g.Modules(ctx)
 			return len(l.Modules), l.Coverage, err
-		}, 4 << 10, 80},
+		}, 12 << 10, 100},
 		{"Files", func(ctx context.Context, g *Guest) (int, *introspect.Coverage, error) {
 			l, err := g.Files(ctx, FileOptions{})
 			return len(l.Files), l.Coverage, err

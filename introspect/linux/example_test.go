@@ -18,7 +18,7 @@ func ExampleOpen() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer vm.Close()
+	defer func() { _ = vm.Close() }()
 	guest, err := linux.Open(ctx, vm, linux.Options{})
 	if err != nil {
 		log.Fatal(err)
@@ -83,7 +83,10 @@ func ExampleGuest_EachModule() {
 func ExampleGuest_EachVMA() {
 	ctx := context.Background()
 	guest := linux.NewFakeGuest(1)
-	for p := range guest.EachProcess(ctx, linux.ProcessOptions{}) {
+	for p, err := range guest.EachProcess(ctx, linux.ProcessOptions{}) {
+		if err != nil {
+			log.Fatal(err)
+		}
 		for v, err := range guest.EachVMA(ctx, p) {
 			if err != nil {
 				log.Fatal(err)
