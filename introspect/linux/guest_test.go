@@ -1,6 +1,8 @@
 package linux
 
 import (
+	"fmt"
+	"os"
 	"testing"
 
 	"github.com/vantage-vmi/vantage/hypervisor"
@@ -12,7 +14,15 @@ import (
 // What is said of real guests is compared with their own word, field by field, by
 // the tests of package node: over all kernels, drivers and layouts of memory.
 
-func TestMain(m *testing.M) { labtest.Main(m) }
+func TestMain(m *testing.M) {
+	status := labtest.Run(m)
+	// What was compiled for the guests.
+	if err := os.RemoveAll(hooksDir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		status = max(status, 1)
+	}
+	os.Exit(status)
+}
 
 // bootTruth returns the shared guest of a suite, which says what it is.
 func bootTruth(t testing.TB, suite lab.Suite) *lab.Guest {

@@ -49,12 +49,16 @@ type hooksTruth struct {
 	Skipped map[string]string `json:"skipped"`
 }
 
+// hooksDir is where hooksProgram put its program; TestMain removes it.
+var hooksDir string
+
 // hooksProgram compiles testdata/hooks, once for the test binary.
 var hooksProgram = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "hooks-")
 	if err != nil {
 		return "", err
 	}
+	hooksDir = dir
 	out := filepath.Join(dir, "hooks")
 	cmd := exec.Command("go", "build", "-o", out, "./testdata/hooks")
 	cmd.Env = append(cmd.Environ(), "CGO_ENABLED=0")
