@@ -49,13 +49,14 @@ directory and its name is told. A file that exists is replaced only with --force
 and what is not complete never has the name.
 
 What is not in RAM (a page that was never read from disk, or is on a swap device)
-is zero in the file; how many pages, and which, is told, and the status is 3. Pages
-in compressed swap (zram) are read back. A core's registers are those with which a thread entered the kernel; those of a thread that
-is running are known under --pause.
+is zero in the file; how many pages, and which, is told, and the status is 3.
+Pages in compressed swap (zram) are read back. A core's registers are those with
+which a thread entered the kernel; those of a thread that is running are known
+under --pause.
 
 JSON, one line on stdout (on stderr with -o -): output path bytes sha256
-pages_total pages_read pages_missing pages_from_swap missing; path is the guest's name for it,
-missing has the offset and size of each part that is zero.`,
+pages_total pages_read pages_missing pages_from_swap missing; path is the guest's
+name for it, missing has the offset and size of each part that is zero.`,
 		Example: `  vantage extract web-1 --pid 812 --exe -o suspect.elf
   vantage extract web-1 --pid 812 --core core.812 --pause
   vantage extract web-1 --pid 812 --map 0x7f12c0000000 -o area.bin
