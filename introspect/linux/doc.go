@@ -12,9 +12,10 @@
 // Every byte comes from the guest and is hostile. Each walk has a bound, each
 // pointer is checked before it is followed, a cycle ends it, and what could not
 // be read or believed is told in an introspect.Coverage next to a partial
-// result. What a guest may hide is looked at twice: the process list and the pid
-// index, the module list and two others; what is in one but not in the other is
-// marked hidden.
+// result. What a guest may hide is looked for in several of its records: of
+// processes the list, the pid index, the sets of control groups and the CPUs' run
+// queues; of modules the list, the tree, sysfs and what is executable among them.
+// What is in one but not in another that must have it is marked hidden.
 //
 // Memory of a live guest changes during a walk. A walk that finds the
 // structures torn is made again, a bounded number of times, and a process is
