@@ -267,6 +267,9 @@ mount -t overlay -o lowerdir=/tmp/o/l,upperdir=/tmp/o/u,workdir=/tmp/o/w overlay
 			t.Errorf("program on an overlay: %s, %s, %+v", c.Path, got, cov)
 		}
 	}
+	if _, err := guest.CachedFile(t.Context(), "/tmp/o/m/sleep"); !errors.Is(err, errOverlay) {
+		t.Errorf("a file of an overlay: %v", err)
+	}
 	if _, err := g.Run(t.Context(), fmt.Sprintf("kill -9 %d; sleep 0.2; umount /tmp/o/m", pid)); err != nil {
 		t.Error(err)
 	}

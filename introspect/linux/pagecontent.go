@@ -262,6 +262,9 @@ func (g *Guest) cachedFile(ctx context.Context, path string, find func(*pagesLoo
 		}
 		at, i, err := find(l)
 		if err == nil {
+			if i.fsType == "overlay" && i.mode&sIFMT == sIFREG {
+				return nil, fmt.Errorf("file %q: %w", path, errOverlay)
+			}
 			name, err := l.paths.of(at)
 			if err != nil {
 				name = path
