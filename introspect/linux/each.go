@@ -127,3 +127,30 @@ func (g *Guest) EachCachedFile(ctx context.Context) iter.Seq2[CachedFile, error]
 		return l.Files, l.Coverage, err
 	})
 }
+
+// EachHook loops over what Hooks lists. The last pair may be an error alone: that
+// of Hooks, or an *introspect.IncompleteError.
+func (g *Guest) EachHook(ctx context.Context, opt HookOptions) iter.Seq2[Hook, error] {
+	return eachOf(func() ([]Hook, *introspect.Coverage, error) {
+		l, err := g.Hooks(ctx, opt)
+		return l.Hooks, l.Coverage, err
+	})
+}
+
+// EachTimer loops over what Timers lists. The last pair may be an error alone:
+// that of Timers, or an *introspect.IncompleteError.
+func (g *Guest) EachTimer(ctx context.Context) iter.Seq2[Timer, error] {
+	return eachOf(func() ([]Timer, *introspect.Coverage, error) {
+		l, err := g.Timers(ctx)
+		return l.Timers, l.Coverage, err
+	})
+}
+
+// EachKey loops over what Keys lists. The last pair may be an error alone: that
+// of Keys, or an *introspect.IncompleteError.
+func (g *Guest) EachKey(ctx context.Context) iter.Seq2[Key, error] {
+	return eachOf(func() ([]Key, *introspect.Coverage, error) {
+		l, err := g.Keys(ctx)
+		return l.Keys, l.Coverage, err
+	})
+}
