@@ -192,10 +192,10 @@ func crashFigures(ctx context.Context, o options, ram string) ([]figure, error) 
 // package for it, or why there is none.
 func debugKernel(ctx context.Context, o options, ram string) (path, why string, err error) {
 	if _, missing := exec.LookPath("crash"); missing != nil {
-		return "", "no crash utility: apt-get install crash", nil
+		return "", "no crash utility: apt-get install crash", nil //nolint:nilerr // a figure that cannot be had is told, not failed for
 	}
 	if _, missing := os.Stat(coreOf(ram)); missing != nil {
-		return "", "no ELF core next to the RAM file: run without -reuse", nil
+		return "", "no ELF core next to the RAM file: run without -reuse", nil //nolint:nilerr // as above
 	}
 	release, err := kernelRelease(ctx, ram)
 	if err != nil {
