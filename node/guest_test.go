@@ -28,23 +28,25 @@ func newNode(t *testing.T) *node.Node {
 // ways in which a VM may be set up is in at least two of them.
 func TestGuestsAgainstTheirOwnWord(t *testing.T) {
 	for _, c := range []struct {
-		name   string
-		suite  lab.Suite
-		levels int
-		cfg    lab.Config
+		name    string
+		suite   lab.Suite
+		flavour lab.Flavour
+		levels  int
+		cfg     lab.Config
 	}{
-		{"5.10 pc shared QMP KASLR", lab.Bullseye, 4, lab.Config{Machine: lab.PC, Shared: true, QMP: true, KASLR: true}},
-		{"6.1 q35 private no-QMP no-KASLR", lab.Bookworm, 4, lab.Config{Machine: lab.Q35}},
-		{"6.1 pc shared no-QMP KASLR 6G", lab.Bookworm, 4, lab.Config{Machine: lab.PC, Shared: true, KASLR: true, Memory: 6 * lab.GiB, CPUs: 2}},
-		{"6.12 pc private QMP KASLR 5-levels PTI 5G", lab.Trixie, 5, lab.Config{
+		{"5.10 pc shared QMP KASLR", lab.Bullseye, lab.Cloud, 4, lab.Config{Machine: lab.PC, Shared: true, QMP: true, KASLR: true}},
+		{"6.1 q35 private no-QMP no-KASLR", lab.Bookworm, lab.Cloud, 4, lab.Config{Machine: lab.Q35}},
+		{"6.1 pc shared no-QMP KASLR 6G", lab.Bookworm, lab.Cloud, 4, lab.Config{Machine: lab.PC, Shared: true, KASLR: true, Memory: 6 * lab.GiB, CPUs: 2}},
+		{"6.12 pc private QMP KASLR 5-levels PTI 5G", lab.Trixie, lab.Cloud, 5, lab.Config{
 			Machine: lab.PC, QMP: true, KASLR: true, LA57: true, Append: "pti=on", Memory: 5 * lab.GiB,
 		}},
-		{"6.12 q35 shared QMP no-KASLR 3G", lab.Trixie, 4, lab.Config{Machine: lab.Q35, Shared: true, QMP: true, Memory: 3 * lab.GiB}},
-		{"7.x q35 private no-QMP KASLR 4G", lab.Sid, 4, lab.Config{Machine: lab.Q35, KASLR: true, Memory: 4 * lab.GiB}},
+		{"6.12 q35 shared QMP no-KASLR 3G", lab.Trixie, lab.Cloud, 4, lab.Config{Machine: lab.Q35, Shared: true, QMP: true, Memory: 3 * lab.GiB}},
+		{"7.x q35 private no-QMP KASLR 4G", lab.Sid, lab.Cloud, 4, lab.Config{Machine: lab.Q35, KASLR: true, Memory: 4 * lab.GiB}},
+		{"6.12 generic q35 shared no-QMP KASLR 5-levels", lab.Trixie, lab.Generic, 5, lab.Config{Machine: lab.Q35, Shared: true, KASLR: true, LA57: true}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			c.cfg.Name = "node-" + string(c.suite) + "-" + string(c.cfg.Machine)
-			c.cfg.Kernel = labtest.Kernel(t, c.suite)
+			c.cfg.Kernel = labtest.KernelOf(t, c.suite, c.flavour)
 			c.cfg.Program = true
 			g := labtest.Boot(t, c.cfg)
 			n := newNode(t)

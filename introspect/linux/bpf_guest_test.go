@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/vantage-vmi/vantage/hypervisor"
-	"github.com/vantage-vmi/vantage/internal/lab"
 )
 
 // Names as bpftool prints them, by number (include/uapi/linux/bpf.h).
@@ -27,9 +26,9 @@ var (
 // Everything that the kernel says of its eBPF is found in its memory, and where
 // each program is attached.
 func TestBPFOfGuests(t *testing.T) {
-	for _, suite := range lab.Suites() {
-		t.Run(string(suite), func(t *testing.T) {
-			guest, truth := bootHooks(t, suite)
+	for _, kind := range guestKinds() {
+		t.Run(kind.String(), func(t *testing.T) {
+			guest, truth := bootHooks(t, kind)
 			g := pausedHooks(t, guest)
 			l, err := g.BPF(t.Context())
 			if err != nil {

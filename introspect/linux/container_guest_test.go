@@ -5,8 +5,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-
-	"github.com/vantage-vmi/vantage/internal/lab"
 )
 
 // Processes in the control groups of containers, made as their runtimes make
@@ -34,9 +32,9 @@ func TestContainersOfGuests(t *testing.T) {
 		"/libpod_parent/libpod-" + id:                  {ID: id, Runtime: RuntimePodman},
 		"/user.slice/user-1000.slice/session-c1.scope": {},
 	}
-	for _, suite := range lab.Suites() {
-		t.Run(string(suite), func(t *testing.T) {
-			g := bootFacts(t, suite)
+	for _, kind := range guestKinds() {
+		t.Run(kind.String(), func(t *testing.T) {
+			g := bootFacts(t, kind)
 			var script strings.Builder
 			script.WriteString(`
 				mkdir -p /tmp/v1 && mount -t cgroup -o none,name=systemd systemd /tmp/v1

@@ -38,20 +38,20 @@ var factsProgram = sync.OnceValues(func() ([]byte, error) {
 	return os.ReadFile(out)
 })
 
-// bootFacts returns the guest in which a suite's kernel is asked about itself.
-func bootFacts(t testing.TB, suite lab.Suite) *lab.Guest {
+// bootFacts returns the guest in which a kernel is asked about itself.
+func bootFacts(t testing.TB, kind guestKind) *lab.Guest {
 	t.Helper()
-	kernel := labtest.Kernel(t, suite)
+	kernel := kind.kernel(t)
 	program, err := factsProgram()
 	if err != nil {
 		t.Fatal(err)
 	}
 	modules := []string{"dummy", "overlay", "zram"}
-	if suite == lab.Bullseye || suite == lab.Bookworm {
+	if kind.suite == lab.Bullseye || kind.suite == lab.Bookworm {
 		modules = append(modules, "lzo-rle") // what zram compresses with; later ones have it built in
 	}
 	return labtest.Shared(t, lab.Config{
-		Name: "facts-" + string(suite), Kernel: kernel, Memory: 256 * lab.MiB, Shared: true, KASLR: true,
+		Name: "facts-" + kind.String(), Kernel: kernel, LA57: kind.la57, Memory: 256 * lab.MiB, Shared: true, KASLR: true,
 		Append: "printk.devkmsg=on", Modules: modules,
 		Files: []lab.File{{Path: "lab/facts", Mode: 0o755, Data: program}, {Path: "usr/lib/os-release", Data: []byte(factsOSRelease)}, {Path: "etc/os-release", Link: "../usr/lib/os-release"}},
 	})

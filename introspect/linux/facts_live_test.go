@@ -12,7 +12,7 @@ import (
 func TestFactsOfLiveGuest(t *testing.T) {
 	for _, suite := range []lab.Suite{lab.Bookworm, lab.Sid} {
 		t.Run(string(suite), func(t *testing.T) {
-			g := bootFacts(t, suite)
+			g := bootFacts(t, cloudGuest(suite))
 			guest := openLive(t, g)
 			if _, err := g.Run(t.Context(), `
 				mkdir -p /tmp/churn

@@ -32,11 +32,11 @@ func buildOpenFiles(t testing.TB) string {
 	return out
 }
 
-// runOpenFiles boots a guest of suite and runs the program in it.
-func runOpenFiles(t *testing.T, suite lab.Suite) (*lab.Guest, []string) {
+// runOpenFiles boots a guest and runs the program in it.
+func runOpenFiles(t *testing.T, kind guestKind) (*lab.Guest, []string) {
 	t.Helper()
 	g := labtest.Boot(t, lab.Config{
-		Name: "files-" + string(suite), Kernel: labtest.Kernel(t, suite), Shared: true, KASLR: true,
+		Name: "files-" + kind.String(), Kernel: kind.kernel(t), LA57: kind.la57, Shared: true, KASLR: true,
 		Files:   []lab.File{{Path: "bin/openfiles", Mode: 0o755, Host: buildOpenFiles(t)}},
 		Modules: []string{"loop"},
 	})
@@ -86,9 +86,9 @@ func seenFile(f *File) map[string]string {
 // What processes have open is what readlink, stat and fdinfo say of it in the
 // guest, field by field.
 func TestFiles(t *testing.T) {
-	for _, suite := range lab.Suites() {
-		t.Run(string(suite), func(t *testing.T) {
-			g, lines := runOpenFiles(t, suite)
+	for _, kind := range guestKinds() {
+		t.Run(kind.String(), func(t *testing.T) {
+			g, lines := runOpenFiles(t, kind)
 			guest := openLive(t, g)
 			t.Run("files", func(t *testing.T) { compareFiles(t, guest, lines) })
 			t.Run("maps", func(t *testing.T) { compareMaps(t, guest, lines) })

@@ -8,15 +8,14 @@ import (
 	"testing"
 
 	"github.com/vantage-vmi/vantage/hypervisor"
-	"github.com/vantage-vmi/vantage/internal/lab"
 )
 
 // The guest's own lists of probes, followers and chains are those that are found
 // in its memory, and every function has the name that the guest has for it.
 func TestHooksOfGuests(t *testing.T) {
-	for _, suite := range lab.Suites() {
-		t.Run(string(suite), func(t *testing.T) {
-			guest, _ := bootHooks(t, suite)
+	for _, kind := range guestKinds() {
+		t.Run(kind.String(), func(t *testing.T) {
+			guest, _ := bootHooks(t, kind)
 			run := func(script string) string {
 				out, err := guest.Run(t.Context(), script)
 				if err != nil {

@@ -89,22 +89,22 @@ echo function > current_tracer
 cd /
 `
 
-// bootHooks returns the shared guest of a suite in which testdata/hooks runs,
+// bootHooks returns the shared guest of a kind in which testdata/hooks runs,
 // and what that printed.
-func bootHooks(t testing.TB, suite lab.Suite) (*lab.Guest, hooksTruth) {
+func bootHooks(t testing.TB, kind guestKind) (*lab.Guest, hooksTruth) {
 	t.Helper()
-	kernel := labtest.Kernel(t, suite)
+	kernel := kind.kernel(t)
 	program, err := hooksProgram()
 	if err != nil {
 		t.Fatalf("build testdata/hooks: %v: %s", err, program)
 	}
 	g := labtest.Shared(t, lab.Config{
-		Name: "hooks-" + string(suite), Kernel: kernel, Shared: true, KASLR: true,
-		Modules: []string{"dummy", "nf_tables"}, Init: hooksInit, Files: []lab.File{{Path: "hooks", Mode: 0o755, Host: program}},
+		Name: "hooks-" + kind.String(), Kernel: kernel, LA57: kind.la57, Shared: true, KASLR: true,
+		Modules: kind.modules(t, []string{"dummy", "nf_tables"}, "crc32c_generic"), Init: hooksInit, Files: []lab.File{{Path: "hooks", Mode: 0o755, Host: program}},
 	})
 	hooksMu.Lock()
 	defer hooksMu.Unlock()
-	if text, ok := hooksOutput[suite]; ok {
+	if text, ok := hooksOutput[kind]; ok {
 		return g, text
 	}
 	out, err := g.Run(t.Context(), `/hooks > /tmp/hooks.out 2>&1 &
@@ -118,15 +118,15 @@ cat /tmp/hooks.out`)
 		t.Fatalf("%v: %.1000s", err, out)
 	}
 	for what, why := range truth.Skipped {
-		t.Logf("%s: the kernel has no %s: %s", suite, what, why)
+		t.Logf("%s: the kernel has no %s: %s", kind, what, why)
 	}
-	hooksOutput[suite] = truth
+	hooksOutput[kind] = truth
 	return g, truth
 }
 
 var (
 	hooksMu     sync.Mutex
-	hooksOutput = map[lab.Suite]hooksTruth{}
+	hooksOutput = map[guestKind]hooksTruth{}
 )
 
 // pausedHooks opens the memory of guest, which stands still until the end of

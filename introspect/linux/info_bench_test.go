@@ -11,7 +11,7 @@ import (
 // BenchmarkFacts reads the facts of a guest as a whole, next to a listing of its
 // processes.
 func BenchmarkFacts(b *testing.B) {
-	g := bootFacts(b, lab.Trixie)
+	g := bootFacts(b, cloudGuest(lab.Trixie))
 	if err := g.Pause(b.Context()); err != nil {
 		b.Fatal(err)
 	}

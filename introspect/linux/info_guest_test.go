@@ -28,12 +28,12 @@ const infoTruth = `
 
 // What is told of the guest as a whole is what it says itself.
 func TestInfoOfGuests(t *testing.T) {
-	for _, suite := range lab.Suites() {
-		t.Run(string(suite), func(t *testing.T) {
-			g := bootFacts(t, suite)
+	for _, kind := range guestKinds() {
+		t.Run(kind.String(), func(t *testing.T) {
+			g := bootFacts(t, kind)
 			compareInfo(t, g)
 			busy := "true"
-			if suite == lab.Sid { // the load is counted every 5 s
+			if kind.suite == lab.Sid { // the load is counted every 5 s
 				busy = "timeout 6 sh -c 'while :; do :; done'"
 			}
 			// Busy, swapping, distrusted and locked down.
@@ -53,7 +53,7 @@ func TestInfoOfGuests(t *testing.T) {
 			if i.CgroupVersion != "hybrid" {
 				t.Errorf("control groups %q with both versions mounted", i.CgroupVersion)
 			}
-			if i.Memory.SwapTotal == 0 || suite == lab.Sid && i.LoadAverages[0] == 0 {
+			if i.Memory.SwapTotal == 0 || kind.suite == lab.Sid && i.LoadAverages[0] == 0 {
 				t.Errorf("no swap or load: %+v, %v", i.Memory, i.LoadAverages)
 			}
 			if _, err := g.Run(t.Context(), "swapoff /dev/zram0; echo 1 > /sys/block/zram0/reset; rm /tmp/shared; umount /tmp/cg"); err != nil {

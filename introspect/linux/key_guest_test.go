@@ -6,16 +6,14 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/vantage-vmi/vantage/internal/lab"
 )
 
 // Each key of /proc/keys is found with all that is said of it there, and nothing
 // that a key holds.
 func TestKeysOfGuests(t *testing.T) {
-	for _, suite := range lab.Suites() {
-		t.Run(string(suite), func(t *testing.T) {
-			guest, _ := bootHooks(t, suite)
+	for _, kind := range guestKinds() {
+		t.Run(kind.String(), func(t *testing.T) {
+			guest, _ := bootHooks(t, kind)
 			list, err := guest.Run(t.Context(), "cat /proc/keys")
 			if err != nil {
 				t.Fatal(err)

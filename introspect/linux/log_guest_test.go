@@ -12,9 +12,9 @@ import (
 // The kernel's log is what /dev/kmsg gives in the guest, record for record: as it
 // is after the boot, and after it has gone round several times.
 func TestKernelLogOfGuests(t *testing.T) {
-	for _, suite := range lab.Suites() {
-		t.Run(string(suite), func(t *testing.T) {
-			g := bootFacts(t, suite)
+	for _, kind := range guestKinds() {
+		t.Run(kind.String(), func(t *testing.T) {
+			g := bootFacts(t, kind)
 			boot := compareLog(t, g)
 			if boot.Records[0].Seq == 0 && !strings.HasPrefix(boot.Records[0].Text, "Linux version ") {
 				t.Errorf("the first record is %+v", boot.Records[0])
@@ -31,7 +31,7 @@ func TestKernelLogOfGuests(t *testing.T) {
 // A log that is written while it is read is what its readers in the guest could
 // have got: no record is torn, and none is out of its order.
 func TestKernelLogOfLiveGuest(t *testing.T) {
-	g := bootFacts(t, lab.Trixie)
+	g := bootFacts(t, cloudGuest(lab.Trixie))
 	guest := openLive(t, g)
 	if _, err := g.Run(t.Context(), "/lab/facts log 200000 >/dev/null 2>&1 & echo $! >/tmp/writer"); err != nil {
 		t.Fatal(err)

@@ -6,16 +6,14 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-
-	"github.com/vantage-vmi/vantage/internal/lab"
 )
 
 // Mounts are what /proc/PID/mountinfo says, of the first process and of one in
 // a mount namespace of its own.
 func TestMountsOfGuests(t *testing.T) {
-	for _, suite := range lab.Suites() {
-		t.Run(string(suite), func(t *testing.T) {
-			g := bootFacts(t, suite)
+	for _, kind := range guestKinds() {
+		t.Run(kind.String(), func(t *testing.T) {
+			g := bootFacts(t, kind)
 			text := string(factsSays(t, g, `
 				mkdir -p /tmp/m/sub/deep /tmp/m/ro "/tmp/m/with space" /tmp/m/gone /tmp/m/at /tmp/m/over
 				mount -t tmpfs -o nosuid,nodev,noexec,noatime,size=1m "what was said" "/tmp/m/with space"

@@ -8,8 +8,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-
-	"github.com/vantage-vmi/vantage/internal/lab"
 )
 
 // netTruth prints what a network namespace's own tools say of it.
@@ -23,9 +21,9 @@ const netTruth = `
 
 // Interfaces are what the guest's tools say, in two network namespaces.
 func TestInterfacesOfGuests(t *testing.T) {
-	for _, suite := range lab.Suites() {
-		t.Run(string(suite), func(t *testing.T) {
-			g := bootFacts(t, suite)
+	for _, kind := range guestKinds() {
+		t.Run(kind.String(), func(t *testing.T) {
+			g := bootFacts(t, kind)
 			setup := `
 				ip link add facts0 type dummy
 				ip link set facts0 mtu 1400 address 02:00:00:00:00:17 promisc on

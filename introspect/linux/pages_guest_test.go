@@ -68,18 +68,14 @@ func pagesDisk(t testing.TB) string {
 	return img
 }
 
-func bootPages(t testing.TB, suite lab.Suite) *lab.Guest {
+func bootPages(t testing.TB, kind guestKind) *lab.Guest {
 	t.Helper()
 	disk := pagesDisk(t)
-	k := labtest.Kernel(t, suite)
-	zram, _ := swapModules(suite)
-	modules := append(zram, "virtio_blk", "overlay")
-	if _, err := k.Modules(t.Context(), "virtio_pci"); err == nil { // else it is built in
-		modules = append(modules, "virtio_pci")
-	}
+	k := kind.kernel(t)
+	zram, _ := swapModules(kind.suite)
 	return labtest.Boot(t, lab.Config{
-		Name: "pages-" + string(suite), Kernel: k, Shared: true, KASLR: true, Init: pagesInit, Memory: 256 * lab.MiB,
-		Modules:   modules,
+		Name: "pages-" + kind.String(), Kernel: k, LA57: kind.la57, Shared: true, KASLR: true, Init: pagesInit, Memory: 256 * lab.MiB,
+		Modules:   kind.modules(t, append(zram, "virtio_blk", "overlay"), "virtio_pci", "ext4", "crc32c_generic"),
 		Files:     []lab.File{{Path: "bin/coreproc", Mode: 0o755, Host: buildCoreProc(t)}, {Path: "bin/swapproc", Mode: 0o755, Host: buildSwapProc(t)}},
 		ExtraArgs: []string{"-drive", "if=none,id=disk,format=raw,snapshot=on,file=" + disk, "-device", "virtio-blk-pci,drive=disk"},
 	})
@@ -97,16 +93,16 @@ func pagesSum(t testing.TB, g *lab.Guest, path string) string {
 }
 
 func TestCachedFiles(t *testing.T) {
-	for _, suite := range lab.Suites() {
-		t.Run(string(suite), func(t *testing.T) {
-			g := bootPages(t, suite)
+	for _, kind := range guestKinds() {
+		t.Run(kind.String(), func(t *testing.T) {
+			g := bootPages(t, kind)
 			guest := openLive(t, g)
 			t.Run("files", func(t *testing.T) { testCachedContents(t, g, guest) })
 			t.Run("list", func(t *testing.T) { testCachedList(t, g, guest) })
 			t.Run("extract", func(t *testing.T) { testExtract(t, g, guest) })
-			_, algorithms := swapModules(suite)
+			_, algorithms := swapModules(kind.suite)
 			for _, algorithm := range algorithms {
-				t.Run("zram "+algorithm, func(t *testing.T) { testZram(t, g, guest, suite, algorithm) })
+				t.Run("zram "+algorithm, func(t *testing.T) { testZram(t, g, guest, kind.suite, algorithm) })
 			}
 		})
 	}

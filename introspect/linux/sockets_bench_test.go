@@ -10,7 +10,7 @@ import (
 // BenchmarkSockets lists 300 sockets and more beside 500 processes, and the
 // processes themselves: the one may cost three times the other at most.
 func BenchmarkSockets(b *testing.B) {
-	g := bootSockets(b, lab.Bookworm)
+	g := bootSockets(b, cloudGuest(lab.Bookworm))
 	runSockets(b, g, "many 160 500")
 	if err := g.Pause(b.Context()); err != nil {
 		b.Fatal(err)

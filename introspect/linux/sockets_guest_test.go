@@ -15,8 +15,8 @@ import (
 	"github.com/vantage-vmi/vantage/internal/lab/labtest"
 )
 
-// bootSockets boots a guest of suite that has the program of testdata/sockets.c.
-func bootSockets(t testing.TB, suite lab.Suite, files ...lab.File) *lab.Guest {
+// bootSockets boots a guest that has the program of testdata/sockets.c.
+func bootSockets(t testing.TB, kind guestKind, files ...lab.File) *lab.Guest {
 	t.Helper()
 	gcc, err := exec.LookPath("gcc")
 	if err != nil {
@@ -28,8 +28,8 @@ func bootSockets(t testing.TB, suite lab.Suite, files ...lab.File) *lab.Guest {
 		t.Fatalf("gcc: %v\n%s", err, text)
 	}
 	return labtest.Boot(t, lab.Config{
-		Name: "sockets-" + string(suite), Kernel: labtest.Kernel(t, suite), Shared: true, KASLR: true,
-		Files: append(files, lab.File{Path: "bin/sockets", Mode: 0o755, Host: out}), Modules: []string{"vsock_loopback", "sctp"},
+		Name: "sockets-" + kind.String(), Kernel: kind.kernel(t), LA57: kind.la57, Shared: true, KASLR: true,
+		Files: append(files, lab.File{Path: "bin/sockets", Mode: 0o755, Host: out}), Modules: kind.modules(t, []string{"vsock_loopback", "sctp"}, "crc32c_generic"),
 	})
 }
 
@@ -113,9 +113,9 @@ func readSockTruth(t *testing.T, g *lab.Guest) sockTruth {
 // the guest's own kernel says they are, field by field. None is called hidden;
 // one that is taken out of its table is.
 func TestSockets(t *testing.T) {
-	for _, suite := range lab.Suites() {
-		t.Run(string(suite), func(t *testing.T) {
-			g := bootSockets(t, suite, labtest.Rootkit(t, suite, "/kit.ko", "lurking"))
+	for _, kind := range guestKinds() {
+		t.Run(kind.String(), func(t *testing.T) {
+			g := bootSockets(t, kind, labtest.RootkitOf(t, kind.suite, kind.flavour, "/kit.ko", "lurking"))
 			truth := readSockTruth(t, g)
 			if err := g.Pause(t.Context()); err != nil {
 				t.Fatal(err)

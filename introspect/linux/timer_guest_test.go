@@ -5,16 +5,14 @@ import (
 	"slices"
 	"strings"
 	"testing"
-
-	"github.com/vantage-vmi/vantage/internal/lab"
 )
 
 // The timers that a program has armed are found, with whose they are, and each
 // one of /proc/timer_list whose time is far off.
 func TestTimersOfGuests(t *testing.T) {
-	for _, suite := range lab.Suites() {
-		t.Run(string(suite), func(t *testing.T) {
-			guest, truth := bootHooks(t, suite)
+	for _, kind := range guestKinds() {
+		t.Run(kind.String(), func(t *testing.T) {
+			guest, truth := bootHooks(t, kind)
 			// A worker's timer may fire between the look of the guest and ours.
 			list, err := guest.Run(t.Context(), "cat /proc/timer_list")
 			if err != nil {

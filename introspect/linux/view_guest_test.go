@@ -3,7 +3,6 @@ package linux
 import (
 	"context"
 	"fmt"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -72,15 +71,6 @@ const viewOwnCode = `
 	until grep -q udhcpc /proc/[0-9]*/comm && sleep 1; do usleep 10000; done
 	grep -c . /proc/net/packet`
 
-// viewSuites are the kernels whose guests are looked at when they hide nothing:
-// one, or, with $VANTAGE_NIGHTLY, all.
-func viewSuites() []lab.Suite {
-	if v := os.Getenv("VANTAGE_NIGHTLY"); v != "" && v != "0" {
-		return lab.Suites()
-	}
-	return []lab.Suite{lab.Trixie}
-}
-
 // viewClean looks at a guest that hides nothing, 50 times in a row.
 func viewClean(t *testing.T, guest *Guest) {
 	t.Helper()
@@ -120,7 +110,7 @@ func TestHidden(t *testing.T) {
 			g := viewGuest(t, suite)
 			guest := openLive(t, g)
 			viewRun(t, g, viewOwnCode)
-			if slices.Contains(viewSuites(), suite) {
+			if slices.Contains(nightlySuites(), suite) {
 				viewClean(t, guest)
 				load := viewRun(t, g, viewLoad)
 				viewClean(t, guest)

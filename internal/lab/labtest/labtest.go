@@ -57,10 +57,16 @@ func NeedRoot(t testing.TB) {
 // Kernel returns the cloud kernel of a suite.
 func Kernel(t testing.TB, suite lab.Suite) *lab.Kernel {
 	t.Helper()
+	return KernelOf(t, suite, lab.Cloud)
+}
+
+// KernelOf returns the kernel of a suite and flavour.
+func KernelOf(t testing.TB, suite lab.Suite, flavour lab.Flavour) *lab.Kernel {
+	t.Helper()
 	if testing.Short() {
 		t.Skip("boots a guest: not with -short")
 	}
-	k, err := lab.FetchKernel(t.Context(), suite, lab.Cloud)
+	k, err := lab.FetchKernel(t.Context(), suite, flavour)
 	check(t, err)
 	return k
 }

@@ -11,7 +11,13 @@ import (
 // under a name of seven letters, as a file of a guest.
 func Rootkit(t testing.TB, suite lab.Suite, path, name string) lab.File {
 	t.Helper()
-	ko, err := rootkit.Build(t.Context(), suite, lab.Cloud)
+	return RootkitOf(t, suite, lab.Cloud, path, name)
+}
+
+// RootkitOf is Rootkit for the kernel of a suite and flavour.
+func RootkitOf(t testing.TB, suite lab.Suite, flavour lab.Flavour, path, name string) lab.File {
+	t.Helper()
+	ko, err := rootkit.Build(t.Context(), suite, flavour)
 	check(t, err)
 	ko, err = rootkit.Rename(ko, name)
 	check(t, err)
