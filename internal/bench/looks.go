@@ -13,6 +13,7 @@ import (
 
 	"github.com/vantage-vmi/vantage/hypervisor"
 	"github.com/vantage-vmi/vantage/hypervisor/image"
+	"github.com/vantage-vmi/vantage/internal/lab"
 	"github.com/vantage-vmi/vantage/introspect"
 	"github.com/vantage-vmi/vantage/introspect/linux"
 )
@@ -146,7 +147,7 @@ func walkCosts(ctx context.Context, ram string) (_ []walkCost, err error) {
 // crashFigures compares with the crash utility and the kernel's debug package,
 // where both can be had; else it says which is missing.
 func crashFigures(ctx context.Context, o options, ram string) ([]figure, error) {
-	vmlinux, why, err := debugKernel(ctx, o, ram)
+	vmlinux, why, err := debugKernel(ctx, ram)
 	if err != nil {
 		return nil, err
 	}
@@ -190,7 +191,7 @@ func crashFigures(ctx context.Context, o options, ram string) ([]figure, error) 
 
 // debugKernel returns the guest's kernel with debug information, out of Debian's
 // package for it, or why there is none.
-func debugKernel(ctx context.Context, o options, ram string) (path, why string, err error) {
+func debugKernel(ctx context.Context, ram string) (path, why string, err error) {
 	if _, missing := exec.LookPath("crash"); missing != nil {
 		return "", "no crash utility: apt-get install crash", nil //nolint:nilerr // a figure that cannot be had is told, not failed for
 	}
@@ -201,31 +202,11 @@ func debugKernel(ctx context.Context, o options, ram string) (path, why string, 
 	if err != nil {
 		return "", "", err
 	}
-	dir, err := filepath.Abs(filepath.Join(o.dir, "dbg-"+release))
-	if err != nil {
-		return "", "", err
+	path, err = lab.FetchDebugKernel(ctx, lab.Bookworm, release)
+	if errors.Is(err, lab.ErrUnreachable) || errors.Is(err, lab.ErrMissing) {
+		return "", err.Error(), nil
 	}
-	path = filepath.Join(dir, "usr/lib/debug/boot/vmlinux-"+release)
-	if _, err := os.Stat(path); err == nil {
-		return path, "", nil
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return "", "", err
-	}
-	pkg := "linux-image-" + release + "-dbg"
-	cmd := exec.CommandContext(ctx, "apt-get", "download", "-q", pkg)
-	cmd.Dir = dir
-	if text, failed := cmd.CombinedOutput(); failed != nil {
-		return "", fmt.Sprintf("apt-get cannot download %s: %v: %.200s", pkg, failed, text), ctx.Err()
-	}
-	debs, err := filepath.Glob(filepath.Join(dir, "*.deb"))
-	if err != nil || len(debs) != 1 {
-		return "", "", errors.Join(err, fmt.Errorf("%d packages in %s", len(debs), dir))
-	}
-	if text, err := exec.CommandContext(ctx, "dpkg-deb", "-x", debs[0], dir).CombinedOutput(); err != nil {
-		return "", "", fmt.Errorf("unpack %s: %w: %s", pkg, err, text)
-	}
-	return path, "", os.Remove(debs[0])
+	return path, "", err
 }
 
 func kernelRelease(ctx context.Context, ram string) (_ string, err error) {
@@ -237,12 +218,6 @@ func kernelRelease(ctx context.Context, ram string) (_ string, err error) {
 	g, err := linux.Open(ctx, vm, linux.Options{})
 	if err != nil {
 		return "", err
-	}
-	// It becomes part of a path and of a command.
-	for _, r := range g.Kernel().Release {
-		if r != '.' && r != '-' && r != '+' && r != '~' && (r < '0' || r > '9') && (r < 'a' || r > 'z') {
-			return "", fmt.Errorf("release %q", g.Kernel().Release)
-		}
 	}
 	return g.Kernel().Release, nil
 }
