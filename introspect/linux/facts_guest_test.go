@@ -48,7 +48,7 @@ func bootFacts(t testing.TB, kind guestKind) *lab.Guest {
 	}
 	modules := []string{"dummy", "overlay", "zram"}
 	if kind.suite == lab.Bullseye || kind.suite == lab.Bookworm {
-		modules = append(modules, "lzo-rle") // what zram compresses with; later ones have it built in
+		modules = kind.modules(t, modules, "lzo-rle") // what zram compresses with; later ones have it built in
 	}
 	return labtest.Shared(t, lab.Config{
 		Name: "facts-" + kind.String(), Kernel: kernel, LA57: kind.la57, Memory: 256 * lab.MiB, Shared: true, KASLR: true,

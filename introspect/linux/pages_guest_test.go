@@ -75,7 +75,7 @@ func bootPages(t testing.TB, kind guestKind) *lab.Guest {
 	zram, _ := swapModules(kind.suite)
 	return labtest.Boot(t, lab.Config{
 		Name: "pages-" + kind.String(), Kernel: k, LA57: kind.la57, Shared: true, KASLR: true, Init: pagesInit, Memory: 256 * lab.MiB,
-		Modules:   kind.modules(t, append(zram, "virtio_blk", "overlay"), "virtio_pci", "ext4", "crc32c_generic"),
+		Modules:   kind.modules(t, []string{"virtio_blk", "overlay"}, append(zram, "virtio_pci", "ext4", "crc32c_generic")...),
 		Files:     []lab.File{{Path: "bin/coreproc", Mode: 0o755, Host: buildCoreProc(t)}, {Path: "bin/swapproc", Mode: 0o755, Host: buildSwapProc(t)}},
 		ExtraArgs: []string{"-drive", "if=none,id=disk,format=raw,snapshot=on,file=" + disk, "-device", "virtio-blk-pci,drive=disk"},
 	})
