@@ -1,6 +1,7 @@
 package linux
 
 import (
+	"sync/atomic"
 	"testing"
 
 	"github.com/vantage-vmi/vantage/hypervisor"
@@ -40,11 +41,11 @@ func BenchmarkProcesses(b *testing.B) {
 	if _, err = guest.Processes(b.Context(), ProcessOptions{}); err != nil {
 		b.Fatal(err)
 	}
-	count.bytes = 0
+	count.bytes.Store(0)
 	if _, err = guest.Processes(b.Context(), ProcessOptions{}); err != nil {
 		b.Fatal(err)
 	}
-	b.ReportMetric(float64(count.bytes)/float64(n), "read-B/process")
+	b.ReportMetric(float64(count.bytes.Load())/float64(n), "read-B/process")
 }
 
 func BenchmarkModules(b *testing.B) {
@@ -69,10 +70,10 @@ func BenchmarkModules(b *testing.B) {
 // counter counts what is read.
 type counter struct {
 	hypervisor.VM
-	bytes int
+	bytes atomic.Int64
 }
 
 func (c *counter) ReadPhys(p []byte, gpa hypervisor.PhysAddr) (int, error) {
-	c.bytes += len(p)
+	c.bytes.Add(int64(len(p)))
 	return c.VM.ReadPhys(p, gpa)
 }

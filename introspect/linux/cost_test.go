@@ -56,7 +56,7 @@ func TestCostOfWalks(t *testing.T) {
 			var before, after runtime.MemStats
 			for i := range 2 { // once for the tables of facts
 				guest.Flush()
-				count.bytes = 0
+				count.bytes.Store(0)
 				runtime.ReadMemStats(&before)
 				var cov *introspect.Coverage
 				n, cov, err = w.list(t.Context(), guest)
@@ -65,7 +65,7 @@ func TestCostOfWalks(t *testing.T) {
 					t.Fatalf("round %d: %d listed, %v, %v", i, n, err, cov.Problems())
 				}
 			}
-			bytes, objects := float64(count.bytes)/float64(n), float64(after.Mallocs-before.Mallocs)/float64(n)
+			bytes, objects := float64(count.bytes.Load())/float64(n), float64(after.Mallocs-before.Mallocs)/float64(n)
 			t.Logf("%d listed: %.0f bytes read and %.1f allocations each", n, bytes, objects)
 			if bytes > w.bytes {
 				t.Errorf("%.0f bytes are read per object, want %.0f at most", bytes, w.bytes)

@@ -62,10 +62,10 @@ func BenchmarkFiles(b *testing.B) {
 		if _, err := plain.Files(b.Context(), FileOptions{}); err != nil {
 			b.Fatal(err)
 		}
-		count.bytes = 0
+		count.bytes.Store(0)
 		if _, err := plain.Files(b.Context(), FileOptions{}); err != nil {
 			b.Fatal(err)
 		}
-		b.ReportMetric(float64(count.bytes)/float64(n), "read-B/file")
+		b.ReportMetric(float64(count.bytes.Load())/float64(n), "read-B/file")
 	})
 }

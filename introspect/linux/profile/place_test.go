@@ -1,6 +1,7 @@
 package profile
 
 import (
+	"sync/atomic"
 	"testing"
 
 	"github.com/vantage-vmi/vantage/hypervisor"
@@ -10,13 +11,13 @@ import (
 type identified struct {
 	hypervisor.Memory
 	id    string
-	bytes int
+	bytes atomic.Int64
 }
 
 func (m *identified) Identity() string { return m.id }
 
 func (m *identified) ReadPhys(p []byte, gpa hypervisor.PhysAddr) (int, error) {
-	m.bytes += len(p)
+	m.bytes.Add(int64(len(p)))
 	return m.Memory.ReadPhys(p, gpa)
 }
 
@@ -30,7 +31,7 @@ func TestPlace(t *testing.T) {
 		m := &identified{Memory: struct{ hypervisor.Memory }{g.memory()}, id: id}
 		k := findCached(t, m, dir)
 		checkSynthetic(t, k, g)
-		return k, m.bytes
+		return k, int(m.bytes.Load())
 	}
 	size := int(hypervisor.TotalSize(g.memory().Ranges()))
 	if _, n := find(g, "a"); n < size {

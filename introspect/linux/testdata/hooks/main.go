@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -30,6 +31,9 @@ func main() {
 		symbols(os.Args[2:])
 		return
 	}
+	// What is made here must stay for as long as the guest is looked at: no
+	// finalizer may close it.
+	debug.SetGCPercent(-1)
 	t := &truth{PID: os.Getpid(), Skipped: map[string]string{}, Timers: map[string]any{}}
 	if err := run(t); err != nil {
 		fmt.Println("HOOKS-FAILED", err)
