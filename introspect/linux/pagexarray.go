@@ -98,8 +98,8 @@ func (w *pagesXArray) node(addr hypervisor.VirtAddr, base uint64, above int, slo
 	step := uint64(1) << uint(shift)
 	for i := uint64(0); i < w.f.slotLen; i++ {
 		index := base + i*step
-		if index > w.last || index < base {
-			return false, nil
+		if index > w.last || index < base || i*step>>uint(shift) != i {
+			return false, nil // the rest is above all indices
 		}
 		entry := binary.LittleEndian.Uint64(slots[i*8:])
 		switch {
@@ -107,12 +107,12 @@ func (w *pagesXArray) node(addr hypervisor.VirtAddr, base uint64, above int, slo
 		case entry&xaInternalMask != xaInternal:
 			e := pagesEntry{index: index, count: step, entry: entry, marked: i < 64 && marks>>i&1 != 0}
 			for first := i; i+1 < w.f.slotLen; i++ {
-				if s, ok := w.f.sibling(binary.LittleEndian.Uint64(slots[(i+1)*8:])); !ok || s != first {
+				if s, ok := w.f.sibling(binary.LittleEndian.Uint64(slots[(i+1)*8:])); !ok || s != first || e.index+(e.count+step-1) < e.index || e.count+step == 0 {
 					break
 				}
 				e.count += step
 			}
-			if e.index+e.count > w.first && !w.fn(e) {
+			if e.index+e.count-1 >= w.first && !w.fn(e) {
 				return false, nil
 			}
 		case entry > xaMaxInternal:

@@ -169,7 +169,7 @@ func (w *xaWalk) node(addr hypervisor.VirtAddr, base uint64, above int, slot uin
 	slots := o.bytes(w.f.slots)
 	for i := uint64(0); i < w.f.slotLen && i*8+8 <= uint64(len(slots)); i++ {
 		index := base + i<<uint(shift)
-		if index > w.maxIndex || index < base {
+		if index > w.maxIndex || index < base || i<<uint(shift)>>uint(shift) != i {
 			return false, nil
 		}
 		entry := binary.LittleEndian.Uint64(slots[i*8:])
