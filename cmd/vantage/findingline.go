@@ -49,13 +49,11 @@ func newFindingLine(f *node.Finding) findingLine {
 	return l
 }
 
-// subjectText is one line for a person of what process f lies in.
-func subjectText(f *node.Finding) string {
+// subjectLines say to a person what process f lies in. A hash has a line of its
+// own, so that it fits a terminal.
+func subjectLines(f *node.Finding) []string {
 	p := f.Process
 	parts := []string{fmt.Sprintf("program %s of uid %d", orDash(p.Exe), p.UID)}
-	if h := f.Subject.ExeSHA256; h != "" {
-		parts = append(parts, "sha256 "+h)
-	}
 	if p.Container != "" {
 		parts = append(parts, "container "+shortID(p.Container))
 	}
@@ -66,7 +64,11 @@ func subjectText(f *node.Finding) string {
 	if len(up) > 0 {
 		parts = append(parts, "from "+strings.Join(up, " from "))
 	}
-	return strings.Join(parts, ", ")
+	lines := []string{strings.Join(parts, ", ")}
+	if h := f.Subject.ExeSHA256; h != "" {
+		lines = append(lines, "sha256 "+h)
+	}
+	return lines
 }
 
 func orDash(s string) string {

@@ -89,7 +89,9 @@ func (o *scanOutput) finding(f *node.Finding) error {
 	fmt.Fprintf(w, "%s  %s%s  in %s\n", o.style.Bold(term.Escape(f.VM)), o.style.Red(term.Escape(f.Rule)),
 		term.Escape(severity), term.Escape(where))
 	if f.Subject != nil {
-		fmt.Fprintf(w, "    %s\n", term.Escape(subjectText(f)))
+		for _, line := range subjectLines(f) {
+			fmt.Fprintf(w, "    %s\n", term.Escape(line))
+		}
 	}
 	for i, s := range f.Strings {
 		if i == shownStrings {
