@@ -1,4 +1,4 @@
-// Program hooks runs in a guest of the lab: it makes eBPF programs, maps and
+// Command hooks runs in a guest of the lab: it makes eBPF programs, maps and
 // links of many kinds, keys and timers, and prints what the guest's kernel
 // itself says of them, one JSON object on one line. Then it waits for ever.
 package main
