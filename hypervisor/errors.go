@@ -20,6 +20,9 @@ var (
 	ErrClosed = errors.New("VM handle is closed")
 	// ErrNotFound is returned by Open when no VM has the name that was asked for.
 	ErrNotFound = errors.New("no such VM")
+	// ErrNoResources is returned when something of which there are few (debug
+	// registers, memory slots) is used up.
+	ErrNoResources = errors.New("none left")
 	// ErrBusy is returned when a VM's control channel is held by another client.
 	ErrBusy = errors.New("held by another client")
 )
