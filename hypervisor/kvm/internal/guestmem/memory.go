@@ -1,0 +1,240 @@
+// Package guestmem is the RAM of a machine of ours: a memfd, mapped twice. One
+// mapping is given to KVM, and traps are armed on it; the other is for devices,
+// handlers and the loader, which never fault on a trap. Clients map the memfd
+// for themselves.
+//
+// It must not import anything but packages hypervisor, bus and layout.
+package guestmem
+
+import (
+	"errors"
+	"fmt"
+	"math/bits"
+	"os"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vantage-vmi/vantage/hypervisor"
+)
+
+// Memory is a guest's RAM. It is safe for concurrent use; what is in it is
+// shared with the guest.
+type Memory struct {
+	file    *os.File
+	ranges  []hypervisor.Range
+	size    uint64
+	ours    []byte
+	kvms    []byte
+	dirty   atomic.Pointer[[]atomic.Uint64] // a bit a page of the file; nil: not tracked
+	closing sync.Once
+}
+
+// New makes RAM of the given ranges: sorted, in whole pages. The memfd is sealed
+// against a change of its size: a client cannot take it away under the guest.
+func New(ranges []hypervisor.Range) (*Memory, error) {
+	ranges, err := hypervisor.NormalizeRanges(ranges)
+	if err != nil {
+		return nil, fmt.Errorf("guest memory: %w", err)
+	}
+	m := &Memory{ranges: ranges, size: hypervisor.TotalSize(ranges)}
+	if m.size == 0 {
+		return nil, errors.New("guest memory: no bytes asked for")
+	}
+	for _, r := range ranges {
+		if r.Start.Offset() != 0 || r.Size%hypervisor.PageSize != 0 {
+			return nil, fmt.Errorf("guest memory: range %v is not of whole pages", r)
+		}
+	}
+	fd, err := unix.MemfdCreate("vantage-guest", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return nil, fmt.Errorf("guest memory: memfd_create: %w", err)
+	}
+	m.file = os.NewFile(uintptr(fd), "guest memory")
+	err = unix.Ftruncate(fd, int64(m.size))
+	if err == nil {
+		_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_SEAL)
+	}
+	if err == nil {
+		m.ours, err = m.mmap()
+	}
+	if err == nil {
+		m.kvms, err = m.mmap()
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("guest memory of %d bytes: %w", m.size, err), m.Close())
+	}
+	return m, nil
+}
+
+func (m *Memory) mmap() ([]byte, error) {
+	b, err := unix.Mmap(int(m.file.Fd()), 0, int(m.size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_NORESERVE)
+	if err != nil {
+		return nil, err
+	}
+	// Huge pages where the host gives them to shared memory (shmem_enabled); not
+	// an error where it does not. A core of this process is not the guest's.
+	_ = unix.Madvise(b, unix.MADV_HUGEPAGE)
+	_ = unix.Madvise(b, unix.MADV_DONTDUMP)
+	return b, nil
+}
+
+// Close unmaps and closes. No vCPU, device or view may be in use any more.
+func (m *Memory) Close() error {
+	var errs []error
+	m.closing.Do(func() {
+		for _, b := range [][]byte{m.ours, m.kvms} {
+			if b != nil {
+				errs = append(errs, unix.Munmap(b))
+			}
+		}
+		errs = append(errs, m.file.Close())
+	})
+	return errors.Join(errs...)
+}
+
+// File returns the memfd. The ranges lie in it one behind the other.
+func (m *Memory) File() *os.File { return m.file }
+
+// Ranges returns the RAM: sorted, merged. The caller must not change it.
+func (m *Memory) Ranges() []hypervisor.Range { return m.ranges }
+
+// Size returns the number of bytes of RAM, which is that of the file.
+func (m *Memory) Size() uint64 { return m.size }
+
+// Offset returns where gpa is in the file, and how many bytes follow in the
+// same range.
+func (m *Memory) Offset(gpa hypervisor.PhysAddr) (off, room uint64, ok bool) {
+	for _, r := range m.ranges {
+		if r.Contains(gpa) {
+			in := uint64(gpa - r.Start)
+			return off + in, r.Size - in, true
+		}
+		off += r.Size
+	}
+	return 0, 0, false
+}
+
+// View returns size bytes at gpa of our mapping: shared with the guest, valid
+// until Close. It returns an error that wraps hypervisor.ErrNotRAM unless all of
+// them lie in one range. Who writes through it calls Dirtied.
+func (m *Memory) View(gpa hypervisor.PhysAddr, size uint64) ([]byte, error) {
+	off, room, ok := m.Offset(gpa)
+	if !ok || size > room {
+		return nil, &hypervisor.AddressError{Op: "view", Addr: gpa, Err: hypervisor.ErrNotRAM}
+	}
+	return m.ours[off : off+size : off+size], nil
+}
+
+// KVMView is View of the mapping that KVM has: only for arming traps on it.
+func (m *Memory) KVMView(gpa hypervisor.PhysAddr, size uint64) ([]byte, error) {
+	off, room, ok := m.Offset(gpa)
+	if !ok || size > room {
+		return nil, &hypervisor.AddressError{Op: "view", Addr: gpa, Err: hypervisor.ErrNotRAM}
+	}
+	return m.kvms[off : off+size : off+size], nil
+}
+
+// KVMAddrToPhys is the way back: the gpa of a host address in KVM's mapping.
+func (m *Memory) KVMAddrToPhys(addr uintptr) (hypervisor.PhysAddr, bool) {
+	base := addressOf(m.kvms)
+	if addr < base || uint64(addr-base) >= m.size {
+		return 0, false
+	}
+	off := uint64(addr - base)
+	for _, r := range m.ranges {
+		if off < r.Size {
+			return r.Start + hypervisor.PhysAddr(off), true
+		}
+		off -= r.Size
+	}
+	return 0, false
+}
+
+// KVMAddr returns the host address of gpa in KVM's mapping.
+func (m *Memory) KVMAddr(gpa hypervisor.PhysAddr) (uintptr, bool) {
+	off, _, ok := m.Offset(gpa)
+	return addressOf(m.kvms) + uintptr(off), ok
+}
+
+// ReadPhys is hypervisor.Memory's.
+func (m *Memory) ReadPhys(p []byte, gpa hypervisor.PhysAddr) (int, error) {
+	return m.each(p, "read", gpa, func(view, p []byte, _ hypervisor.PhysAddr) { copy(p, view) })
+}
+
+// WritePhys is hypervisor.Writer's.
+func (m *Memory) WritePhys(p []byte, gpa hypervisor.PhysAddr) (int, error) {
+	return m.each(p, "write", gpa, func(view, p []byte, gpa hypervisor.PhysAddr) {
+		copy(view, p)
+		m.Dirtied(gpa, uint64(len(p)))
+	})
+}
+
+func (m *Memory) each(p []byte, op string, gpa hypervisor.PhysAddr, do func(view, p []byte, gpa hypervisor.PhysAddr)) (int, error) {
+	n := 0
+	for n < len(p) {
+		at := gpa + hypervisor.PhysAddr(n)
+		off, room, ok := m.Offset(at)
+		if !ok {
+			return n, &hypervisor.AddressError{Op: op, Addr: at, Err: hypervisor.ErrNotRAM}
+		}
+		size := min(uint64(len(p)-n), room)
+		do(m.ours[off:off+size], p[n:n+int(size)], at)
+		n += int(size)
+	}
+	return n, nil
+}
+
+// TrackDirty begins to note what Dirtied says, or ends it.
+func (m *Memory) TrackDirty(on bool) {
+	if !on {
+		m.dirty.Store(nil)
+		return
+	}
+	pages := m.size / hypervisor.PageSize
+	bitmap := make([]atomic.Uint64, (pages+63)/64)
+	m.dirty.Store(&bitmap)
+}
+
+// Dirtied notes that size bytes at gpa were written through a view. KVM sees
+// only the guest's own writes.
+func (m *Memory) Dirtied(gpa hypervisor.PhysAddr, size uint64) {
+	bitmap := m.dirty.Load()
+	if bitmap == nil || size == 0 {
+		return
+	}
+	off, room, ok := m.Offset(gpa)
+	if !ok {
+		return
+	}
+	last := (off + min(size, room) - 1) / hypervisor.PageSize
+	for p := off / hypervisor.PageSize; p <= last; p++ {
+		(*bitmap)[p/64].Or(1 << (p % 64))
+	}
+}
+
+// TakeDirty calls f with each page that Dirtied has named since the last call.
+func (m *Memory) TakeDirty(f func(hypervisor.Frame)) {
+	bitmap := m.dirty.Load()
+	if bitmap == nil {
+		return
+	}
+	var start uint64 // in the file, in pages
+	for _, r := range m.ranges {
+		n := r.Size / hypervisor.PageSize
+		for p := start; p < start+n; {
+			// A word may hold the pages of two ranges: take only this one's.
+			in := p % 64
+			width := min(64-in, start+n-p)
+			mask := (^uint64(0) >> (64 - width)) << in
+			old := (*bitmap)[p/64].And(^mask) & mask
+			for ; old != 0; old &= old - 1 {
+				page := p - in + uint64(bits.TrailingZeros64(old))
+				f(r.Start.Frame() + hypervisor.Frame(page-start))
+			}
+			p += width
+		}
+		start += n
+	}
+}
