@@ -139,3 +139,6 @@ func (vm *VM) route() error {
 	}
 	return vm.kvm.SetRouting(routes)
 }
+
+// HasIRQChip reports whether the VM has the kernel's interrupt controllers.
+func (vm *VM) HasIRQChip() bool { return !vm.irq.none }

@@ -227,3 +227,8 @@ func (v *VCPU) internalError() error {
 	}
 	return errors.New(text)
 }
+
+// Forget says that the vCPU's registers were changed through KVM: what the last
+// exit left in the shared page, and an exit that is not finished, no longer
+// count.
+func (v *VCPU) Forget() { v.synced, v.pending = 0, false }
