@@ -22,6 +22,11 @@ func (c *count) Write(_ uint64, p []byte) { c.writes.Add(1) }
 // there in real mode.
 func realMode(t *testing.T, vcpus int, told func(Reason), code ...byte) *VM {
 	t.Helper()
+	return realModeWith(t, Config{VCPUs: vcpus, NoIRQChip: true, Shutdown: told}, code...)
+}
+
+func realModeWith(t *testing.T, cfg Config, code ...byte) *VM {
+	t.Helper()
 	sys, err := kvmapi.Open("")
 	if err != nil {
 		labtest.Missing(t, "no KVM here: %v", err)
@@ -32,7 +37,8 @@ func realMode(t *testing.T, vcpus int, told func(Reason), code ...byte) *VM {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { mem.Close() })
-	vm, err := New(Config{System: sys, Memory: mem, VCPUs: vcpus, NoIRQChip: true, Shutdown: told})
+	cfg.System, cfg.Memory = sys, mem
+	vm, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,7 +67,7 @@ func realMode(t *testing.T, vcpus int, told func(Reason), code ...byte) *VM {
 	return vm
 }
 
-func TestExits(t *testing.T) {
+func testExits(t *testing.T) {
 	reasons := make(chan Reason, 1)
 	vm := realMode(t, 1, func(r Reason) { reasons <- r },
 		0xba, 0x10, 0x05, // mov dx, 0x510
@@ -88,7 +94,7 @@ func TestExits(t *testing.T) {
 
 // While the VM is stopped its vCPUs change nothing, and their registers are
 // those between two instructions.
-func TestStop(t *testing.T) {
+func testStop(t *testing.T) {
 	vm := realMode(t, 2, nil,
 		0xff, 0x06, 0x00, 0x20, // inc word [0x2000]
 		0xe6, 0x80, // out 0x80, al
@@ -155,7 +161,7 @@ func (a *alone) IO(v *VCPU, _ uint16, _ []byte, _ bool) bool {
 	})
 }
 
-func TestExclusive(t *testing.T) {
+func testExclusive(t *testing.T) {
 	vm := realMode(t, 3, nil, 0xe6, 0x80, 0xeb, 0xfc) // out 0x80, al; jmp back
 	a := &alone{t: t}
 	vm.hooks = a
@@ -170,9 +176,141 @@ func TestExclusive(t *testing.T) {
 	}
 }
 
-func TestCloseWhileStopped(t *testing.T) {
+func testCloseWhileStopped(t *testing.T) {
 	vm := realMode(t, 2, nil, 0xeb, 0xfe)
 	vm.Start()
 	vm.Stop()
 	vm.Halt()
+}
+
+// A message reaches the guest's handler, and one that is sent while its vector is
+// masked reaches it when the mask is taken away.
+func testInterrupts(t *testing.T) {
+	const handler, table, table50 = 0x1800, 0x40 * 4, 0x50 * 4 // of interrupts 0x40 and 0x50, in real mode
+	ends := make(chan struct{}, 8)
+	vm := realModeWith(t, Config{VCPUs: 1},
+		0xfb,       // sti
+		0xf4,       // hlt
+		0xeb, 0xfd, // jmp to hlt
+	)
+	mem := vm.Memory()
+	for gpa, code := range map[hypervisor.PhysAddr][]byte{
+		handler: {
+			0xff, 0x06, 0x00, 0x20, // inc word [0x2000]
+			0xe6, 0x80, // out 0x80, al
+			0xcf, // iret; the message is an edge and the local APIC is in its reset state: no EOI reaches it
+		},
+		table:   {handler & 0xff, handler >> 8, 0, 0},
+		table50: {handler & 0xff, handler >> 8, 0, 0},
+	} {
+		if _, err := mem.WritePhys(code, gpa); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := vm.ports.Add(0x80, 1, told(func() { ends <- struct{}{} })); err != nil {
+		t.Fatal(err)
+	}
+	v := vm.VCPUs()[0]
+	r, err := v.Registers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.SS.Selector, r.SS.Base, r.RSP = 0, 0, 0x3000
+	if err := v.SetRegisters(&r); err != nil {
+		t.Fatal(err)
+	}
+	// The local APIC is switched on by its spurious-interrupt register.
+	lapic, err := v.KVM().LAPIC()
+	if err != nil {
+		t.Fatal(err)
+	}
+	lapic.Regs[0xf0], lapic.Regs[0xf1] = 0xff, 0x01
+	if err := v.KVM().SetLAPIC(&lapic); err != nil {
+		t.Fatal(err)
+	}
+	line, err := vm.NewVector()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The second one is of a higher priority: the first is never acknowledged.
+	const message, vector40, vector50 = 0xfee0_0000, 0x40, 0x50
+	vm.Start()
+	if err := line.Route(message, vector40, false); err != nil {
+		t.Fatal(err)
+	}
+	line.Signal()
+	<-ends
+	if err := line.Route(message, vector50, true); err != nil {
+		t.Fatal(err)
+	}
+	line.Signal()
+	select {
+	case <-ends:
+		t.Error("a masked vector's message got through")
+	default:
+	}
+	if err := line.Route(message, vector50, false); err != nil {
+		t.Fatal(err)
+	}
+	<-ends
+	if err := line.Close(); err != nil {
+		t.Error(err)
+	}
+	count, err := mem.View(0x2000, 1)
+	if err != nil || count[0] != 2 {
+		t.Errorf("the handler ran %d times, %v", count[0], err)
+	}
+}
+
+type told func()
+
+func (told) Read(uint64, []byte)    {}
+func (f told) Write(uint64, []byte) { f() }
+
+// A write to a doorbell's address wakes who waits, and does not exit.
+func testDoorbell(t *testing.T) {
+	ends := make(chan Reason, 1)
+	vm := realMode(t, 1, func(r Reason) { ends <- r },
+		0xb8, 0x00, 0xf0, // mov ax, 0xf000
+		0x8e, 0xd8, // mov ds, ax
+		0xc7, 0x06, 0x00, 0xff, 0x07, 0x00, // mov word [0xff00], 7: gpa 0xfff00
+		0xc7, 0x06, 0x00, 0xff, 0x08, 0x00, // another value
+		0xf4,
+	)
+	// Not RAM: the slot is made shorter.
+	addr, _ := vm.Memory().KVMAddr(0)
+	if err := vm.kvm.SetUserMemoryRegion(kvmapi.UserspaceMemoryRegion{Slot: 0}); err != nil {
+		t.Fatal(err)
+	}
+	if err := vm.kvm.SetUserMemoryRegion(kvmapi.UserspaceMemoryRegion{Slot: 0, MemorySize: 0xf0000, UserspaceAddr: uint64(addr)}); err != nil {
+		t.Fatal(err)
+	}
+	seven := uint64(7)
+	bell, err := vm.NewDoorbell(0xfff00, 2, &seven)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var other count
+	if err := vm.mmio.Add(0xfff00, 2, &other); err != nil {
+		t.Fatal(err)
+	}
+	rang := make(chan bool, 2)
+	go func() {
+		rang <- bell.Wait()
+		rang <- bell.Wait()
+	}()
+	vm.Start()
+	if !<-rang {
+		t.Error("the doorbell is closed")
+	}
+	<-ends
+	if n := other.writes.Load(); n != 1 {
+		t.Errorf("%d writes reached the bus, want the one of another value", n)
+	}
+	if err := bell.Close(); err != nil {
+		t.Error(err)
+	}
+	if <-rang {
+		t.Error("a closed doorbell rang")
+	}
 }
