@@ -69,6 +69,31 @@ func (v *VCPU) SetRIP(rip hypervisor.VirtAddr) error {
 	return v.kvm.SetRegs(&regs)
 }
 
+// SetGeneral writes the general registers, where the last exit left them in the
+// shared page without asking KVM. A pending exit must be complete.
+func (v *VCPU) SetGeneral(r *hypervisor.Registers) error {
+	regs := general(r)
+	*v.run.Regs() = regs
+	if v.synced&kvmapi.SyncRegs != 0 {
+		v.run.SetDirty(kvmapi.SyncRegs)
+		return nil
+	}
+	return v.kvm.SetRegs(&regs)
+}
+
+// Flush gives KVM what SetRIP and SetGeneral have left in the shared page: before
+// a request to KVM that reads the registers or depends on them.
+func (v *VCPU) Flush() error {
+	if v.run.Dirty()&kvmapi.SyncRegs == 0 {
+		return nil
+	}
+	if err := v.kvm.SetRegs(v.run.Regs()); err != nil {
+		return fmt.Errorf("vCPU %d: %w", v.index, err)
+	}
+	v.run.ClearDirty()
+	return nil
+}
+
 // AllRegisters is Registers with the system-call MSRs.
 func (v *VCPU) AllRegisters() (hypervisor.Registers, error) {
 	r, err := v.Registers()

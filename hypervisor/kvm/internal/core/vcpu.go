@@ -157,6 +157,16 @@ func (v *VCPU) finish() error {
 	return nil
 }
 
+// Dispatch deals with the exit in Run as the vCPU's loop does: for who has called
+// Enter and got an exit that is not his. An error ends the VM.
+func (v *VCPU) Dispatch() error {
+	err := v.dispatch()
+	if err != nil {
+		v.vm.end(Reason{Kind: ReasonError, VCPU: v.index, Err: err})
+	}
+	return err
+}
+
 // dispatch deals with the exit in v.run.
 func (v *VCPU) dispatch() error {
 	h := v.vm.hooks

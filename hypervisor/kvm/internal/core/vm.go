@@ -116,6 +116,7 @@ func New(c Config) (_ *VM, err error) {
 	}
 	vm := &VM{kvm: kvm, memory: c.Memory, hooks: c.Hooks, ports: c.Ports, mmio: c.MMIO, log: c.Logger, told: c.Shutdown}
 	vm.world.init()
+	vm.blocker, _ = c.Hooks.(Blocker)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, vm.Close())

@@ -16,13 +16,17 @@ import (
 // (both are sequentially consistent), so no vCPU slips into the guest, and the
 // way in costs two atomic operations.
 type world struct {
+	blocker Blocker      // may be nil
 	halt    atomic.Int32 // >0: no vCPU may become busy (but the one that is alone)
 	closing atomic.Bool
 
-	mu    sync.Mutex
-	cond  sync.Cond
-	stops int                  // of halt, those by Stop
-	alone atomic.Pointer[VCPU] // in Exclusive; changed with mu held
+	mu       sync.Mutex
+	cond     sync.Cond
+	settling int                  // calls of Settle
+	stills   int                  // calls of Still that wait to be alone
+	still    VCPU                 // what alone is during Still: no vCPU
+	stops    int                  // of halt, those by Stop
+	alone    atomic.Pointer[VCPU] // in Exclusive; changed with mu held
 }
 
 func (w *world) init() { w.cond.L = &w.mu }
@@ -33,6 +37,24 @@ func (w *world) wake() {
 	w.mu.Unlock()
 }
 
+// Blocker is implemented by Hooks under which a vCPU's thread may wait in the
+// kernel, in KVM_RUN, for a page of guest memory (userfaultfd), so that a signal
+// does not bring it out.
+type Blocker interface {
+	// Blocked reports whether v waits so. It is called with a lock of the VM held:
+	// it must not call the VM. Who makes it true calls VM.Look.
+	Blocked(v *VCPU) bool
+	// Release lets those that wait come out; Blocked is false for them then. It is
+	// called when no vCPU runs guest code, and a signal is pending for each that
+	// waits: they leave KVM_RUN before they run the guest. Locks as for Blocked.
+	Release()
+	// Restore is called when they have, and undoes what Release did to the pages.
+	Restore()
+}
+
+// Look lets whoever waits for vCPUs to stand look at Blocker.Blocked again.
+func (vm *VM) Look() { vm.wake() }
+
 // stand waits, with mu held, until no vCPU but v is busy.
 func (w *world) stand(vcpus []*VCPU, v *VCPU) {
 	for _, o := range vcpus {
@@ -40,8 +62,29 @@ func (w *world) stand(vcpus []*VCPU, v *VCPU) {
 			o.kick()
 		}
 	}
-	for slices.ContainsFunc(vcpus, func(o *VCPU) bool { return o != v && o.busy.Load() }) {
-		w.cond.Wait()
+	released := false
+	for {
+		busy, blocked := 0, 0
+		for _, o := range vcpus {
+			if o != v && o.busy.Load() {
+				busy++
+				if w.blocker != nil && w.blocker.Blocked(o) {
+					blocked++
+				}
+			}
+		}
+		switch {
+		case busy == 0:
+			if released {
+				w.blocker.Restore()
+			}
+			return
+		case busy == blocked:
+			w.blocker.Release()
+			released = true
+		default:
+			w.cond.Wait()
+		}
 	}
 }
 
@@ -96,6 +139,10 @@ func (vm *VM) Settle(ctx context.Context) error {
 	defer stop()
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
+	// A vCPU whose trap is answered meanwhile finishes that, though the VM stands.
+	vm.settling++
+	defer func() { vm.settling-- }()
+	vm.cond.Broadcast()
 	for !vm.closing.Load() && slices.ContainsFunc(vm.vcpus, func(v *VCPU) bool { return v.started.Load() && !v.parked }) {
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
@@ -105,9 +152,33 @@ func (vm *VM) Settle(ctx context.Context) error {
 	return nil
 }
 
+// Still runs f while all vCPUs stand, in a VM that is stopped too: for changes of
+// what vCPUs and Hooks rely on. It must not be called on a vCPU's thread (there
+// it is Exclusive), nor within f.
+func (vm *VM) Still(f func()) {
+	vm.mu.Lock()
+	vm.stills++
+	for vm.alone.Load() != nil {
+		vm.cond.Wait()
+	}
+	vm.stills--
+	vm.alone.Store(&vm.still)
+	vm.halt.Add(1)
+	vm.stand(vm.vcpus, nil)
+	vm.mu.Unlock()
+	defer func() {
+		vm.mu.Lock()
+		vm.alone.Store(nil)
+		vm.halt.Add(-1)
+		vm.cond.Broadcast()
+		vm.mu.Unlock()
+	}()
+	f()
+}
+
 // Exclusive runs f on v's own thread while all other vCPUs stand. When the VM is
-// stopped it waits until it goes on. It returns false, without having called f,
-// when the VM ends. A call within f runs at once.
+// stopped it waits until it goes on, or until Settle wants v to finish. It returns
+// false, without having called f, when the VM ends. A call within f runs at once.
 func (vm *VM) Exclusive(v *VCPU, f func()) bool {
 	if vm.alone.Load() == v { // only v itself sets it to v
 		f()
@@ -116,7 +187,7 @@ func (vm *VM) Exclusive(v *VCPU, f func()) bool {
 	vm.mu.Lock()
 	v.busy.Store(false)
 	vm.cond.Broadcast()
-	for (vm.alone.Load() != nil || vm.stops > 0) && !vm.closing.Load() {
+	for (vm.alone.Load() != nil || vm.stills > 0 || vm.stops > 0 && vm.settling == 0) && !vm.closing.Load() {
 		vm.cond.Wait()
 	}
 	if vm.closing.Load() {
@@ -153,6 +224,11 @@ func (v *VCPU) enter() bool {
 		// Whoever looks at a stopped vCPU finds the exit finished.
 		if v.pending {
 			v.finish()
+			continue
+		}
+		// Whoever looks may ask KVM.
+		if err := v.Flush(); err != nil {
+			v.vm.end(Reason{Kind: ReasonError, VCPU: v.index, Err: err})
 			continue
 		}
 		v.busy.Store(false)
@@ -195,12 +271,20 @@ func (v *VCPU) Wait(f func()) bool {
 		if w.closing.Load() {
 			return false
 		}
-		v.busy.Store(false)
 		w.mu.Lock()
+		if w.settling > 0 && w.alone.Load() == nil {
+			// v stays busy: Settle waits for it to be parked.
+			w.mu.Unlock()
+			return true
+		}
+		v.busy.Store(false)
 		w.cond.Broadcast()
-		for w.halt.Load() > 0 && !w.closing.Load() {
+		for w.halt.Load() > 0 && !w.closing.Load() && (w.settling == 0 || w.alone.Load() != nil) {
 			w.cond.Wait()
 		}
 		w.mu.Unlock()
 	}
 }
+
+// Closing reports whether the VM ends. It may be called by any goroutine.
+func (vm *VM) Closing() bool { return vm.closing.Load() }

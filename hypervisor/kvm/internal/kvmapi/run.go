@@ -78,6 +78,12 @@ func (r *Run) Sync() uint64 { return r.page.validRegs }
 // here.
 func (r *Run) SetDirty(mask uint64) { r.page.dirtyRegs |= mask }
 
+// Dirty returns what SetDirty has set since the last KVM_RUN.
+func (r *Run) Dirty() uint64 { return r.page.dirtyRegs }
+
+// ClearDirty takes back what SetDirty has set.
+func (r *Run) ClearDirty() { r.page.dirtyRegs = 0 }
+
 // Regs are the synchronised general registers.
 func (r *Run) Regs() *Regs { return &r.page.regs }
 
