@@ -64,6 +64,8 @@ const AllVCPUs = -1
 type Trap struct {
 	Kind TrapKind `json:"kind"`
 	// Access of page (any set), hardware (x alone; w; rw), msr and port (r, w, rw).
+	// Of a breakpoint x is meant in any case; with w, a write to the planted byte
+	// is told too, as an event with AccessWrite.
 	Access Access `json:"access"`
 	// Addr is the first byte watched (page), or the instruction (breakpoint).
 	Addr PhysAddr `json:"addr"`
@@ -111,10 +113,14 @@ type TrapEvent struct {
 	Value uint64 `json:"value"` // that WRMSR or OUT is about to write
 
 	// Registers at the instruction that was stopped; Registers.Valid is 0 where
-	// the mechanism cannot tell (docs/TRAPS.md).
+	// the mechanism cannot tell (docs/TRAPS.md). Without KnownRIP they are those
+	// behind the instruction.
 	Registers Registers `json:"registers"`
 	Mechanism Mechanism `json:"mechanism"` // of page
 	Dropped   uint64    `json:"dropped"`   // events of this trap not told since the last, for its MaxRate
+	// Lost, of a breakpoint, says that its page was given back to the host
+	// (balloon) or replaced: the trap is there no more.
+	Lost bool `json:"lost"`
 	// Landed says that a write is done already: it can be undone (TrapSkip puts
 	// Old back) where Old is known, but another vCPU may have seen it.
 	Landed bool `json:"landed"`
@@ -129,6 +135,7 @@ const (
 	KnownVirt
 	KnownOld
 	KnownNew
+	KnownRIP
 )
 
 // Has reports whether all of g is in f.

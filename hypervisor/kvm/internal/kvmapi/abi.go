@@ -104,6 +104,7 @@ const (
 	CapDirtyLogRing      Cap = 192 // KVM_CAP_DIRTY_LOG_RING
 	CapSetGuestDebug2    Cap = 195 // KVM_CAP_SET_GUEST_DEBUG2
 	CapSregs2            Cap = 200 // KVM_CAP_SREGS2
+	CapExitOnEmulFailure Cap = 204 // KVM_CAP_EXIT_ON_EMULATION_FAILURE
 	CapXSAVE2            Cap = 208 // KVM_CAP_XSAVE2
 	CapX86TripleFaultEvt Cap = 218 // KVM_CAP_X86_TRIPLE_FAULT_EVENT
 )

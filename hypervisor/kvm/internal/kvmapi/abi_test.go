@@ -118,6 +118,7 @@ func TestABI(t *testing.T) {
 		{Expr: "KVM_CAP_DIRTY_LOG_RING", Ours: uint64(CapDirtyLogRing)},
 		{Expr: "KVM_CAP_SET_GUEST_DEBUG2", Ours: uint64(CapSetGuestDebug2)},
 		{Expr: "KVM_CAP_SREGS2", Ours: uint64(CapSregs2)},
+		{Expr: "KVM_CAP_EXIT_ON_EMULATION_FAILURE", Ours: uint64(CapExitOnEmulFailure)},
 		{Expr: "KVM_CAP_XSAVE2", Ours: uint64(CapXSAVE2)},
 		{Expr: "KVM_CAP_X86_TRIPLE_FAULT_EVENT", Ours: uint64(CapX86TripleFaultEvt)},
 		{Expr: "KVM_EXIT_UNKNOWN", Ours: uint64(ExitUnknown)},
