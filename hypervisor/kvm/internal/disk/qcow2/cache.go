@@ -1,7 +1,5 @@
 package qcow2
 
-import "github.com/vantage-vmi/vantage/hypervisor/kvm/internal/disk/hostfile"
-
 // maxPage is how much of a table is read and written at once.
 const maxPage = 4096
 
@@ -32,7 +30,7 @@ type page struct {
 
 // cache has the pages, by their offset. The image's mutex guards it.
 type cache struct {
-	file   *hostfile.File
+	file   Storage
 	size   uint64 // of a page
 	max    int    // pages; more only while that many are changed
 	pages  map[uint64]*page
@@ -41,7 +39,7 @@ type cache struct {
 	list   page // the ring of clean pages, most recently used first
 }
 
-func newCache(f *hostfile.File, pageSize uint64) *cache {
+func newCache(f Storage, pageSize uint64) *cache {
 	c := &cache{file: f, size: pageSize, max: int(cacheBytes / pageSize), pages: map[uint64]*page{}}
 	c.list.prev, c.list.next = &c.list, &c.list
 	return c

@@ -29,10 +29,13 @@
 // which qemu-img check -r leaks takes away). For this, changed tables stay in
 // memory until Flush (or until the cache is full), which writes
 //
-//  1. reference counts, and L2 tables to which nothing on disk refers yet;
-//  2. after an fdatasync, which also covers the guest's data, the entries of the
-//     reference count table that are new, and after another one
+//  1. reference counts;
+//  2. after an fdatasync, which also covers the guest's data and what new tables
+//     were when they were made (empty, or copies), the entries of the reference
+//     count table that are new, and after another one
 //  3. the entries of L2 tables and of L1, and one more fdatasync.
+//
+// Where there is nothing of a kind, its fdatasync is left out.
 //
 // A cluster that is not referred to any more has its count lowered after that,
 // and not before all requests are over that may be reading there: so no reader

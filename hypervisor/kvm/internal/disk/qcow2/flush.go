@@ -24,14 +24,13 @@ func (im *Image) Flush() error {
 // changes is what one commit writes: copies, as the tables go on changing.
 type changes struct {
 	pages   []*page
-	young   []write // refcount pages, and those of L2 tables nothing refers to yet
-	old     []write // pages of other L2 tables
+	counts  []write // pages of refcount blocks
+	l2      []write // pages of L2 tables
 	moved   *write  // the refcount table, when it has moved
 	header  []byte  // what then goes to headerReftable
 	entries []write // of the refcount table, when it has not moved
 	l1      []write
 
-	youngTables   map[uint64]struct{}
 	l1Dirty       map[int]struct{}
 	reftableDirty map[int]struct{}
 	frees         []freed
@@ -87,16 +86,15 @@ func (im *Image) release(frees []freed) error {
 // collect takes what has changed. im.mu is held.
 func (im *Image) collect() *changes {
 	c := &changes{
-		pages: im.cache.take(), youngTables: im.young,
-		l1Dirty: im.l1Dirty, reftableDirty: im.reftableDirty, frees: im.frees,
+		pages: im.cache.take(), l1Dirty: im.l1Dirty,
+		reftableDirty: im.reftableDirty, frees: im.frees,
 	}
 	for _, p := range c.pages {
 		w := write{p.off, slices.Clone(p.data)}
-		_, young := im.young[p.off&^(im.cluster-1)]
-		if p.kind == pageRefcount || young {
-			c.young = append(c.young, w)
+		if p.kind == pageRefcount {
+			c.counts = append(c.counts, w)
 		} else {
-			c.old = append(c.old, w)
+			c.l2 = append(c.l2, w)
 		}
 	}
 	for i := range im.l1Dirty {
@@ -114,9 +112,6 @@ func (im *Image) collect() *changes {
 			c.entries = append(c.entries, write{im.reftableAt + uint64(i)*8, entryBytes(im.reftable[i])})
 		}
 	}
-	if len(c.youngTables) > 0 {
-		im.young = map[uint64]struct{}{}
-	}
 	if len(c.l1Dirty) > 0 {
 		im.l1Dirty = map[int]struct{}{}
 	}
@@ -129,9 +124,6 @@ func (im *Image) collect() *changes {
 
 // restore puts back what could not be written. im.mu is held.
 func (im *Image) restore(c *changes) {
-	for t := range c.youngTables {
-		im.young[t] = struct{}{}
-	}
 	for i := range c.l1Dirty {
 		im.l1Dirty[i] = struct{}{}
 	}
@@ -144,7 +136,7 @@ func (im *Image) restore(c *changes) {
 
 // writeOut writes changes. im.flushing is held.
 func (im *Image) writeOut(c *changes) error {
-	if err := im.writeAll(c.young); err != nil {
+	if err := im.writeAll(c.counts); err != nil {
 		return err
 	}
 	if c.moved != nil {
@@ -165,10 +157,10 @@ func (im *Image) writeOut(c *changes) error {
 	if err != nil {
 		return err
 	}
-	if len(c.old)+len(c.l1) == 0 {
+	if len(c.l2)+len(c.l1) == 0 {
 		return nil
 	}
-	if err := errors.Join(im.writeAll(c.old), im.writeAll(c.l1)); err != nil {
+	if err := errors.Join(im.writeAll(c.l2), im.writeAll(c.l1)); err != nil {
 		return err
 	}
 	return im.file.Sync()

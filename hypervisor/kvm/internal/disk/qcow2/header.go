@@ -5,8 +5,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"strconv"
-
-	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/disk/hostfile"
 )
 
 // Magic is what an image begins with.
@@ -77,7 +75,7 @@ func (h *Header) Corrupt() bool { return h.incompatible&featureCorrupt != 0 }
 // ReadHeader reads an image's header. It returns a *FeatureError when it uses
 // what this package cannot do, and an error that wraps ErrCorrupt when it makes
 // no sense.
-func ReadHeader(f *hostfile.File) (*Header, error) {
+func ReadHeader(f Storage) (*Header, error) {
 	size, err := f.Size()
 	if err != nil {
 		return nil, err

@@ -29,9 +29,27 @@ type Backing interface {
 	Close() error
 }
 
+// Storage is what an image is in: a *hostfile.File, whose comments say what the
+// methods do. It is safe for concurrent use.
+type Storage interface {
+	Path() string
+	Device() bool
+	Writable() bool
+	Size() (uint64, error)
+	Grow(size uint64) error
+	ReadSome(iov [][]byte, off uint64) (uint64, error)
+	ReadAt(p []byte, off uint64) error
+	WriteV(iov [][]byte, off uint64) error
+	WriteAt(p []byte, off uint64) error
+	WriteZeroes(off, n uint64, unmap bool) error
+	Punch(off, n uint64) (bool, error)
+	Sync() error
+	Close() error
+}
+
 // Image is an open image. It is safe for concurrent use.
 type Image struct {
-	file     *hostfile.File
+	file     Storage
 	header   *Header
 	backing  Backing // nil: none
 	readOnly bool
@@ -56,7 +74,6 @@ type Image struct {
 	reftableMoved bool   // the header does not say so yet
 	cache         *cache
 	meta          map[uint64]struct{} // host clusters that hold tables
-	young         map[uint64]struct{} // offsets of L2 tables to which nothing on disk refers yet
 	busy          []*claim            // guest clusters that are being allocated
 	frees         []freed             // to lower the counts of, when nothing on disk refers to them
 	dropped       []freed             // nothing does, but requests under way may still read there
@@ -74,7 +91,7 @@ type freed struct{ first, n uint64 }
 
 // Open opens the image in f whose header is h. It does not take over f or
 // backing when it fails. backing is nil when the header names none.
-func Open(f *hostfile.File, h *Header, readOnly bool, backing Backing) (*Image, error) {
+func Open(f Storage, h *Header, readOnly bool, backing Backing) (*Image, error) {
 	if !readOnly {
 		switch {
 		case !f.Writable():
@@ -98,7 +115,6 @@ func Open(f *hostfile.File, h *Header, readOnly bool, backing Backing) (*Image, 
 		l1Dirty:       map[int]struct{}{},
 		reftableDirty: map[int]struct{}{},
 		meta:          map[uint64]struct{}{},
-		young:         map[uint64]struct{}{},
 	}
 	im.end = (size + im.cluster - 1) >> h.ClusterBits
 	if f.Device() {

@@ -189,7 +189,6 @@ func (im *Image) ownTable(i uint64) error {
 		im.frees = append(im.frees, freed{old >> im.header.ClusterBits, 1})
 	}
 	im.note(off, im.cluster)
-	im.young[off] = struct{}{}
 	im.l1[i] = off | entryCopied
 	im.l1Dirty[int(i)] = struct{}{}
 	return nil
