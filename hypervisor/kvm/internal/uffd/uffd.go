@@ -53,51 +53,47 @@ type Fault struct {
 	WP       bool // it waits for the page's protection
 }
 
-// Open makes a userfaultfd that can write-protect shared memory and name the
-// threads that fault, also those that fault in the kernel, as KVM does. It needs
-// Linux >= 5.19, and CAP_SYS_PTRACE, vm.unprivileged_userfaultfd=1 or the right
-// to open /dev/userfaultfd (Linux >= 6.1): a process opens it before it drops its
-// privileges. The error wraps ErrNotSupported and says which.
-func Open() (*FD, error) {
-	fd, err := open()
+// New makes a userfaultfd that can write-protect shared memory and name the
+// threads that fault, also those that fault in the kernel, as KVM does. dev is an
+// open /dev/userfaultfd (Linux >= 6.1); without it (nil) the process needs
+// CAP_SYS_PTRACE or vm.unprivileged_userfaultfd=1. The error wraps
+// ErrNotSupported and says what is missing.
+func New(dev *os.File) (*FD, error) {
+	fd, have, err := open(dev, 0)
 	if err != nil {
-		return nil, fmt.Errorf("%w: userfaultfd: %w: needs CAP_SYS_PTRACE, vm.unprivileged_userfaultfd=1 or access to /dev/userfaultfd", ErrNotSupported, err)
-	}
-	arg := apiArg{api: api}
-	if err := ioctl(fd, ioAPI, &arg); err != nil {
-		unix.Close(fd)
-		return nil, fmt.Errorf("%w: UFFDIO_API: %w", ErrNotSupported, err)
+		return nil, err
 	}
 	// Features are asked for once in the life of a descriptor.
-	have := arg.features
 	unix.Close(fd)
 	if have&needed != needed {
 		return nil, fmt.Errorf("%w: the kernel has features %#x of %#x: needs Linux >= 5.19", ErrNotSupported, have, needed)
 	}
-	if fd, err = open(); err != nil {
-		return nil, fmt.Errorf("%w: userfaultfd: %w", ErrNotSupported, err)
-	}
-	arg = apiArg{api: api, features: needed}
-	if err := ioctl(fd, ioAPI, &arg); err != nil {
-		unix.Close(fd)
-		return nil, fmt.Errorf("%w: UFFDIO_API: %w", ErrNotSupported, err)
+	if fd, _, err = open(dev, needed); err != nil {
+		return nil, err
 	}
 	return &FD{file: os.NewFile(uintptr(fd), "userfaultfd")}, nil
 }
 
-func open() (int, error) {
+// open makes a descriptor with the given features, and returns those that the
+// kernel has.
+func open(dev *os.File, features uint64) (fd int, have uint64, err error) {
 	const flags = unix.O_CLOEXEC | unix.O_NONBLOCK
-	if dev, err := unix.Open("/dev/userfaultfd", unix.O_RDWR|unix.O_CLOEXEC, 0); err == nil {
-		defer unix.Close(dev)
-		if fd, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(dev), ioNew, flags); e == 0 {
-			return int(fd), nil
-		}
+	var r uintptr
+	var e unix.Errno
+	if dev != nil {
+		r, _, e = unix.Syscall(unix.SYS_IOCTL, dev.Fd(), ioNew, flags)
+	} else {
+		r, _, e = unix.Syscall(unix.SYS_USERFAULTFD, flags, 0, 0)
 	}
-	fd, _, e := unix.Syscall(unix.SYS_USERFAULTFD, flags, 0, 0)
 	if e != 0 {
-		return -1, e
+		return -1, 0, fmt.Errorf("%w: userfaultfd: %w: needs access to /dev/userfaultfd (Linux >= 6.1), CAP_SYS_PTRACE or vm.unprivileged_userfaultfd=1", ErrNotSupported, e)
 	}
-	return int(fd), nil
+	arg := apiArg{api: api, features: features}
+	if err := ioctl(int(r), ioAPI, &arg); err != nil {
+		unix.Close(int(r))
+		return -1, 0, fmt.Errorf("%w: UFFDIO_API: %w", ErrNotSupported, err)
+	}
+	return int(r), arg.features, nil
 }
 
 // Close closes it: what was registered is not protected any more, and who waits
@@ -147,9 +143,6 @@ func (f *FD) Protect(addr uintptr, size uint64) error { return f.protect(addr, s
 // Unprotect lets writes pass and wakes who waits.
 func (f *FD) Unprotect(addr uintptr, size uint64) error { return f.protect(addr, size, 0) }
 
-// Open lets writes pass and wakes no one: see Wake.
-func (f *FD) Open(addr uintptr, size uint64) error { return f.protect(addr, size, wpModeDontWake) }
-
 func (f *FD) protect(addr uintptr, size uint64, mode uint64) error {
 	err := f.control(func(fd int) error {
 		for {
@@ -174,16 +167,30 @@ func (f *FD) Wake(addr uintptr, size uint64) error {
 	return nil
 }
 
-// Read waits for faults and returns at least one, at most as many as buf has
-// room for. After Close it returns an error that wraps os.ErrClosed.
-func (f *FD) Read(buf []Fault) (int, error) {
+// Wait returns when there are faults, or with an error that wraps os.ErrClosed
+// after Close. take is called then, and again whenever more may have come, until
+// it returns true.
+func (f *FD) Wait(take func() bool) error {
+	c, err := f.file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if err := c.Read(func(uintptr) bool { return take() }); err != nil {
+		return fmt.Errorf("%w: %w", os.ErrClosed, err) // its only error, which os does not name on this way
+	}
+	return nil
+}
+
+// Take returns the faults that are there, at most as many as buf has room for; 0
+// when there are none, or after Close. It does not wait.
+func (f *FD) Take(buf []Fault) int {
 	raw := make([]byte, len(buf)*messageSize)
-	for {
-		n, err := f.file.Read(raw)
+	faults := 0
+	_ = f.control(func(fd int) error {
+		n, err := unix.Read(fd, raw)
 		if err != nil {
-			return 0, err
+			return err // EAGAIN: there are none
 		}
-		faults := 0
 		for m := raw[:n]; len(m) >= messageSize; m = m[messageSize:] {
 			if m[0] != eventPageFault {
 				continue
@@ -197,8 +204,7 @@ func (f *FD) Read(buf []Fault) (int, error) {
 			}
 			faults++
 		}
-		if faults > 0 {
-			return faults, nil
-		}
-	}
+		return nil
+	})
+	return faults
 }

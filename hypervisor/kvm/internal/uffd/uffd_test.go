@@ -28,7 +28,6 @@ func TestABI(t *testing.T) {
 		{Expr: "UFFD_FEATURE_WP_HUGETLBFS_SHMEM", Ours: featureWPShmem},
 		{Expr: "UFFDIO_REGISTER_MODE_WP", Ours: modeWP},
 		{Expr: "UFFDIO_WRITEPROTECT_MODE_WP", Ours: wpModeWP},
-		{Expr: "UFFDIO_WRITEPROTECT_MODE_DONTWAKE", Ours: wpModeDontWake},
 		{Expr: "UFFD_EVENT_PAGEFAULT", Ours: eventPageFault},
 		{Expr: "UFFD_PAGEFAULT_FLAG_WRITE", Ours: faultWrite},
 		{Expr: "UFFD_PAGEFAULT_FLAG_WP", Ours: faultWP},
@@ -49,7 +48,16 @@ func TestABI(t *testing.T) {
 // A write to a protected page waits, its thread is named, and it lands when the
 // page is unprotected; a page that was never touched is protected too.
 func TestProtect(t *testing.T) {
-	f, err := Open()
+	dev, err := os.OpenFile("/dev/userfaultfd", os.O_RDWR, 0)
+	if err == nil {
+		defer dev.Close()
+		t.Run("device", func(t *testing.T) { testProtect(t, dev) })
+	}
+	t.Run("call", func(t *testing.T) { testProtect(t, nil) })
+}
+
+func testProtect(t *testing.T, dev *os.File) {
+	f, err := New(dev)
 	if errors.Is(err, ErrNotSupported) {
 		labtest.Missing(t, "%v", err)
 	}
@@ -100,9 +108,15 @@ func TestProtect(t *testing.T) {
 		thread := <-tid
 		if page < 2 {
 			var buf [4]Fault
-			n, err := f.Read(buf[:])
-			if err != nil || n != 1 {
-				t.Fatal(n, err)
+			read := func() int {
+				n := 0
+				if err := f.Wait(func() bool { n = f.Take(buf[:]); return n > 0 }); err != nil {
+					t.Fatal(err)
+				}
+				return n
+			}
+			if n := read(); n != 1 {
+				t.Fatal(n)
 			}
 			if want := (Fault{addr + uintptr(page)*4096, thread, true, true}); buf[0] != want {
 				t.Errorf("%+v, want %+v", buf[0], want)
@@ -111,8 +125,8 @@ func TestProtect(t *testing.T) {
 			if err := f.Wake(addr, size); err != nil {
 				t.Fatal(err)
 			}
-			if n, err := f.Read(buf[:]); err != nil || n != 1 {
-				t.Fatal(n, err)
+			if n := read(); n != 1 {
+				t.Fatal(n)
 			}
 			select {
 			case <-done:
@@ -132,8 +146,7 @@ func TestProtect(t *testing.T) {
 	}
 	read := make(chan error)
 	go func() {
-		_, err := f.Read(make([]Fault, 1))
-		read <- err
+		read <- f.Wait(func() bool { return false })
 	}()
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
@@ -141,7 +154,7 @@ func TestProtect(t *testing.T) {
 	if err := <-read; !errors.Is(err, os.ErrClosed) {
 		t.Error(err)
 	}
-	if err := f.Protect(addr, size); err == nil {
+	if f.Protect(addr, size) == nil || f.Take(make([]Fault, 1)) != 0 {
 		t.Error("a closed one protects")
 	}
 }
