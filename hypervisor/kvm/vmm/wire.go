@@ -1,0 +1,124 @@
+package vmm
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/vantage-vmi/vantage/hypervisor"
+	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/acpi"
+	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/boot"
+	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/bus"
+	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/cpuid"
+	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/device"
+	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/layout"
+)
+
+// devices are the ones that the machine itself speaks to.
+type devices struct {
+	serial *device.Serial
+	power  *device.Power
+}
+
+// setCPUID tells the vCPUs what they are.
+func (m *Machine) setCPUID() error {
+	supported, err := m.sys.SupportedCPUID()
+	if err != nil {
+		return err
+	}
+	for i, v := range m.vm.VCPUs() {
+		if err := v.KVM().SetCPUID2(cpuid.For(supported, i, m.cfg.CPUs)); err != nil {
+			return fmt.Errorf("vCPU %d: %w", i, err)
+		}
+	}
+	return nil
+}
+
+// addDevices makes the devices and puts them on the buses.
+func (m *Machine) addDevices() error {
+	var low, high uint64
+	for _, r := range m.mem.Ranges() {
+		if r.Start == 0 {
+			low = r.Size
+		} else {
+			high = r.Size
+		}
+	}
+	out := m.opt.Console
+	if m.cfg.Console == ConsoleNone {
+		out = nil
+	}
+	m.devices.serial = device.NewSerial(m.vm.Line(layout.IRQCOM1), out)
+	m.devices.power = device.NewPower(m.vm.Line(layout.IRQSCI), func() { m.stopFor(endPowerOff, EventPowerOff) })
+	rtc := device.NewRTC(low, high)
+	reset := func() { m.stopFor(doReset, EventReset) }
+	for _, d := range []struct {
+		base, size uint64
+		h          bus.Handler
+	}{
+		{layout.PortCOM1, 8, m.devices.serial},
+		{layout.PortPMEvents, 12, m.devices.power},
+		{layout.PortRTC, 2, rtc},
+		{layout.PortKeyboard, 5, device.NewKeyboard(reset)},
+		{layout.PortReset, 1, device.NewResetPort(reset)},
+		{layout.PortPVPanic, 1, device.NewPanic(m.panicked)},
+	} {
+		if err := m.ports.Add(d.base, d.size, d.h); err != nil {
+			return err
+		}
+	}
+	m.parts = append(m.parts, part{name: "serial", saved: m.devices.serial}, part{name: "power", saved: m.devices.power}, part{name: "rtc", saved: rtc})
+	return nil
+}
+
+func (m *Machine) closeDevices() error { return nil }
+
+func (m *Machine) panicked(k device.PanicKind) {
+	detail := ""
+	if k&device.PanicCrash != 0 {
+		detail = "its crash kernel takes over"
+	}
+	m.event(EventPanicked, detail)
+}
+
+// PowerButton presses the power button: a guest that listens shuts down.
+func (m *Machine) PowerButton() error {
+	if m.ended() {
+		return hypervisor.ErrGone
+	}
+	m.devices.power.Press()
+	return nil
+}
+
+// Type gives the guest's serial console input, and returns how many bytes it took.
+func (m *Machine) Type(p []byte) int { return m.devices.serial.Type(p) }
+
+// load puts tables and kernel into memory and sets the boot processor's registers.
+func (m *Machine) load() error {
+	tables, err := acpi.Build(m.cfg.CPUs)
+	if err != nil {
+		return err
+	}
+	if _, err := m.mem.WritePhys(tables, acpi.RSDP); err != nil {
+		return fmt.Errorf("ACPI tables: %w", err)
+	}
+	kernel, err := m.res.Kernel.Stat()
+	if err != nil {
+		return fmt.Errorf("kernel: %w", err)
+	}
+	c := boot.Config{
+		Kernel:      boot.File{ReaderAt: m.res.Kernel, Size: kernel.Size()},
+		CommandLine: m.cfg.CommandLine, RSDP: acpi.RSDP,
+	}
+	if m.res.Initrd != nil {
+		size, err := m.res.Initrd.Seek(0, io.SeekEnd)
+		if err != nil {
+			return fmt.Errorf("initrd: %w", err)
+		}
+		c.Initrd = boot.File{ReaderAt: m.res.Initrd, Size: size}
+	}
+	regs, err := boot.Load(m.mem, c)
+	if err != nil {
+		return fmt.Errorf("kernel %s: %w", m.cfg.Kernel, err)
+	}
+	return m.vm.VCPUs()[0].SetRegisters(&regs)
+}
