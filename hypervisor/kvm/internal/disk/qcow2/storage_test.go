@@ -20,7 +20,7 @@ type memory struct {
 	mu      sync.Mutex
 	now     []byte
 	durable []byte
-	later   map[uint64][][]byte // by sector: what it was since the last Sync
+	later   map[uint64][][]byte // by sector: what it was since the last Sync; nil: not noted
 	limit   uint64              // of the size; 0: none
 	fail    int                 // this many more writes succeed; -1: all
 }
@@ -87,6 +87,9 @@ func (m *memory) WriteV(iov [][]byte, off uint64) error {
 		return err
 	}
 	hostfile.CopyIn(m.now[off:], iov)
+	if m.later == nil {
+		return nil
+	}
 	for s := off / sector; s*sector < off+n; s++ {
 		m.later[s] = append(m.later[s], slices.Clone(m.now[s*sector:min((s+1)*sector, uint64(len(m.now)))]))
 	}
@@ -106,6 +109,9 @@ func (m *memory) Punch(off, n uint64) (bool, error) {
 func (m *memory) Sync() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.later == nil {
+		return nil
+	}
 	m.durable = slices.Clone(m.now)
 	m.later = map[uint64][][]byte{}
 	return nil
