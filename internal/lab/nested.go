@@ -33,6 +33,9 @@ type NestedConfig struct {
 	// serial line costs many nested exits, about a kilobyte goes a second: boot
 	// it with Append "quiet", and let it say little (no Config.Program).
 	InnerKernel *Kernel
+	// GuestModules are more modules of InnerKernel for that cache, where
+	// Kernel.Modules finds them.
+	GuestModules []string
 	// Files adds files to the outer guest.
 	Files []File
 	// Modules are more modules for the outer guest; KVM's are loaded anyway.
@@ -135,7 +138,7 @@ func nestedFiles(ctx context.Context, cfg NestedConfig) ([]File, error) {
 		files = append(files, q...)
 	}
 	if cfg.InnerKernel != nil {
-		k, err := innerKernelFiles(ctx, cfg.InnerKernel)
+		k, err := innerKernelFiles(ctx, cfg.InnerKernel, cfg.GuestModules)
 		if err != nil {
 			return nil, err
 		}
@@ -145,7 +148,7 @@ func nestedFiles(ctx context.Context, cfg NestedConfig) ([]File, error) {
 }
 
 // innerKernelFiles returns a cache, as CacheDir describes it, with one kernel.
-func innerKernelFiles(ctx context.Context, k *Kernel) ([]File, error) {
+func innerKernelFiles(ctx context.Context, k *Kernel, modules []string) ([]File, error) {
 	const cache = "/lab/cache/lab"
 	dir := path.Join(cache, "kernels", string(k.Suite)+"-"+string(k.Flavour))
 	inner := *k
@@ -160,7 +163,7 @@ func innerKernelFiles(ctx context.Context, k *Kernel) ([]File, error) {
 		{Path: path.Join(dir, "System.map"), Data: []byte("see the kernel's own\n")},
 		{Path: path.Join(dir, "config"), Host: k.Config},
 	}
-	mods, err := k.Modules(ctx, TruthModules()...)
+	mods, err := k.Modules(ctx, append(TruthModules(), modules...)...)
 	if err != nil {
 		return nil, err
 	}

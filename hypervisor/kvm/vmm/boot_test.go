@@ -60,6 +60,18 @@ func (c *console) wait(t *testing.T, text string, n int, most time.Duration) {
 	}
 }
 
+// ended returns how m ended, which it is about to.
+func ended(t *testing.T, m *Machine, c *console) Outcome {
+	t.Helper()
+	select {
+	case <-m.Done():
+		return m.Wait()
+	case <-time.After(bootTime):
+		t.Fatalf("the machine has not ended in %v; its console:\n%s", bootTime, c)
+		return Outcome{}
+	}
+}
+
 const ready = "VANTAGE-READY"
 
 // initramfs has busybox, the modules, and an /init that does the usual mounts,
@@ -135,27 +147,119 @@ func machine(t *testing.T, cfg Config, opt Options) (*Machine, *console) {
 
 func TestUnderNPT(t *testing.T) {
 	k := labtest.Kernel(t, lab.Bookworm)
-	labtest.NestedGroup(t, lab.NestedConfig{InnerKernel: k}, func(t *testing.T) {
-		t.Run("Boot1", func(t *testing.T) { testBoot(t, k, 1) })
+	labtest.NestedGroup(t, lab.NestedConfig{InnerKernel: k, GuestModules: guestModules}, func(t *testing.T) {
+		t.Run("Boot", func(t *testing.T) { testBoot(t, k, 1) })
+		t.Run("BootSMP", func(t *testing.T) { testBoot(t, k, 4) })
+		t.Run("RebootAndReset", func(t *testing.T) { testReboot(t, k) })
+		t.Run("Panic", func(t *testing.T) { testPanic(t, k) })
+		t.Run("PowerButton", func(t *testing.T) { testPowerButton(t, k) })
+		t.Run("Pause", func(t *testing.T) { testPause(t, k) })
 	})
 }
 
+// guestModules are what the tests' guests load.
+var guestModules = []string{"pvpanic-mmio", "button", "evdev"}
+
+// kernelLine is quiet: a byte on the serial line is an exit, and the emulated
+// processor takes long for each.
 const kernelLine = "console=ttyS0 panic=-1 no_timer_check quiet"
+
+const bootTime = time.Minute
 
 func testBoot(t *testing.T, k *lab.Kernel, cpus int) {
 	start := time.Now()
 	m, c := machine(t, Config{
 		Memory: 512 << 20, CPUs: cpus, Kernel: k.Image, CommandLine: kernelLine,
-		Initrd: initramfs(t, k, "echo cpus=$(nproc); dmesg | grep -iE 'acpi.*(error|warn|bug)'; echo "+ready+"; poweroff -f"),
+		Initrd: initramfs(t, k, "echo cpus=$(nproc); dmesg | grep -E 'ACPI.*(rror|arn|BUG)|Firmware Bug'; cat /proc/cpuinfo | grep -c hypervisor;"+
+			"cat /sys/devices/system/clocksource/clocksource0/current_clocksource; echo "+ready+"; poweroff -f"),
 	}, Options{})
-	c.wait(t, ready, 1, 3*time.Minute)
+	c.wait(t, ready, 1, bootTime)
 	t.Logf("userspace after %v, %d exits", time.Since(start), m.vm.VCPUs()[0].Exits())
-	if out := m.Wait(); out.Kind != EventPowerOff {
+	if out := ended(t, m, c); out.Kind != EventPowerOff {
 		t.Errorf("ended by %+v", out)
 	}
-	if s := c.String(); !strings.Contains(s, fmt.Sprintf("cpus=%d", cpus)) {
-		t.Errorf("console: %s", s)
-	} else {
-		t.Log(s)
+	s := strings.ReplaceAll(c.String(), "\r", "")
+	if !strings.Contains(s, fmt.Sprintf("cpus=%d\n%d\nkvm-clock\n", cpus, cpus)) {
+		t.Errorf("processors, clock or firmware complaints:\n%s", s)
+	}
+}
+
+func testReboot(t *testing.T, k *lab.Kernel) {
+	events := make(chan Event, 16)
+	m, c := machine(t, Config{
+		Memory: 256 << 20, CPUs: 2, Kernel: k.Image, CommandLine: kernelLine,
+		Initrd: initramfs(t, k, "echo "+ready+"; read x; reboot -f"),
+	}, Options{Events: func(e Event) { events <- e }})
+	c.wait(t, ready, 1, bootTime)
+	m.Type([]byte("\n")) // reboot -f
+	c.wait(t, ready, 2, bootTime)
+	if err := m.Reset(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c.wait(t, ready, 3, bootTime)
+	m.Stop()
+	if out := ended(t, m, c); out.Kind != EventStopped {
+		t.Errorf("ended by %+v", out)
+	}
+	for _, want := range []EventKind{EventReset, EventReset, EventStopped} {
+		if e := <-events; e.Kind != want {
+			t.Errorf("event %+v, want %s", e, want)
+		}
+	}
+}
+
+func testPanic(t *testing.T, k *lab.Kernel) {
+	events := make(chan Event, 16)
+	m, c := machine(t, Config{
+		Memory: 256 << 20, CPUs: 1, Kernel: k.Image, CommandLine: "console=ttyS0 panic=1 quiet",
+		Initrd: initramfs(t, k, "echo c > /proc/sysrq-trigger", "pvpanic-mmio"),
+	}, Options{Events: func(e Event) { events <- e }, NoReboot: true})
+	for _, want := range []EventKind{EventPanicked, EventReset} {
+		if e := <-events; e.Kind != want {
+			t.Errorf("event %+v, want %s", e, want)
+		}
+	}
+	if out := ended(t, m, c); out.Kind != EventReset {
+		t.Errorf("ended by %+v", out)
+	}
+}
+
+func testPowerButton(t *testing.T, k *lab.Kernel) {
+	m, c := machine(t, Config{
+		Memory: 256 << 20, CPUs: 1, Kernel: k.Image, CommandLine: kernelLine,
+		Initrd: initramfs(t, k, "exec 3</dev/input/event0; echo "+ready+"; dd bs=24 count=1 <&3 >/dev/null 2>&1; poweroff -f", "button", "evdev"),
+	}, Options{})
+	c.wait(t, ready, 1, bootTime)
+	if err := m.PowerButton(); err != nil {
+		t.Fatal(err)
+	}
+	if out := ended(t, m, c); out.Kind != EventPowerOff {
+		t.Errorf("ended by %+v", out)
+	}
+}
+
+// A paused guest prints nothing, and goes on where it was.
+func testPause(t *testing.T, k *lab.Kernel) {
+	m, c := machine(t, Config{
+		Memory: 256 << 20, CPUs: 2, Kernel: k.Image, CommandLine: kernelLine,
+		Initrd: initramfs(t, k, "echo "+ready+"; while :; do echo tick; usleep 10000; done"),
+	}, Options{})
+	c.wait(t, ready, 1, bootTime)
+	for i := range 5 {
+		if err := m.Pause(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		before := c.String()
+		regs, err := m.Registers(t.Context())
+		if err != nil || len(regs) != 2 || regs[0].CR3 == 0 || regs[1].LSTAR == 0 {
+			t.Fatalf("registers %+v, %v", regs, err)
+		}
+		if after := c.String(); after != before {
+			t.Errorf("a paused guest printed %q", after[len(before):])
+		}
+		if err := m.Resume(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		c.wait(t, "tick", strings.Count(before, "tick")+3+i, time.Minute)
 	}
 }
