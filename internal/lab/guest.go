@@ -242,21 +242,28 @@ func (g *Guest) exchange(ctx context.Context, line string) (out, status string, 
 		return "", "", err
 	}
 	err = g.console.wait(ctx, from, func(text string) bool {
-		_, rest, ok := strings.Cut(text, "VANTAGE-LAB-BEGIN "+id+"\n")
-		if !ok {
-			return false
-		}
-		out, rest, ok = strings.Cut(rest, "\nVANTAGE-LAB-END "+id+" ")
-		if !ok {
-			return false
-		}
-		status, _, ok = strings.Cut(rest, "\n")
+		var ok bool
+		out, status, ok = answerIn(text, id)
 		return ok
 	})
 	if err != nil {
 		return "", "", g.failure(fmt.Errorf("await the guest's answer: %w", err))
 	}
 	return out, status, nil
+}
+
+// answerIn finds what was printed between the markers of command id.
+func answerIn(text, id string) (out, status string, ok bool) {
+	_, rest, ok := strings.Cut(text, "VANTAGE-LAB-BEGIN "+id+"\n")
+	if !ok {
+		return "", "", false
+	}
+	out, rest, ok = strings.Cut(rest, "\nVANTAGE-LAB-END "+id+" ")
+	if !ok {
+		return "", "", false
+	}
+	status, _, ok = strings.Cut(rest, "\n")
+	return out, status, ok
 }
 
 // Monitor runs a QMP command over the lab's own monitor, which works with and

@@ -15,6 +15,7 @@ const EnvNested = "VANTAGE_LAB_NESTED"
 
 // NestedConfig says what RunNested runs. Only Kernel and Binary are required.
 type NestedConfig struct {
+	Bed Bed // NPT when empty
 	// Kernel is that of the outer guest: a cloud kernel with modules kvm and
 	// kvm-amd. What KVM can do is what this kernel can do.
 	Kernel *Kernel
@@ -42,7 +43,7 @@ type NestedConfig struct {
 	Modules []string
 
 	Memory uint64 // of the outer guest in bytes; 3 GiB when zero
-	CPUs   int    // of the outer guest; 2 when zero
+	CPUs   int    // of the outer guest; 2 when zero, always 1 on bed EPT
 
 	Timeout time.Duration // for all of it; 10 minutes when zero
 }
@@ -56,7 +57,7 @@ type NestedResult struct {
 }
 
 // RunNested boots a guest under QEMU's emulation of an AMD processor with
-// nested paging, loads KVM in it, and runs a test binary there: in that guest
+// nested paging (see Bed for the other one), loads KVM in it, and runs a test binary there: in that guest
 // /dev/kvm is real KVM with NPT. The outer boot takes some 6 seconds, that of a
 // guest under the inner KVM some 20.
 //
@@ -78,6 +79,9 @@ func RunNested(ctx context.Context, cfg NestedConfig) (*NestedResult, error) {
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, cfg.Timeout, fmt.Errorf("not done after %v", cfg.Timeout))
 	defer cancel()
+	if cfg.Bed == EPT {
+		return runEPT(ctx, cfg)
+	}
 	files, err := nestedFiles(ctx, cfg)
 	if err != nil {
 		return nil, err
@@ -91,8 +95,7 @@ func RunNested(ctx context.Context, cfg NestedConfig) (*NestedResult, error) {
 		CPU:     "EPYC,+svm,+npt,-cx16",
 		Modules: append([]string{"kvm-amd"}, cfg.Modules...),
 		Files:   files,
-		Init: "mkdir -p /dev/shm /root && mount -t tmpfs tmpfs /dev/shm && cd /root\n" +
-			"[ -e /dev/kvm ] || echo 'no /dev/kvm'\n",
+		Init:    nestedPrepare,
 		Timeout: cfg.Timeout,
 	})
 	if err != nil {
@@ -110,6 +113,10 @@ func RunNested(ctx context.Context, cfg NestedConfig) (*NestedResult, error) {
 		Console: g.Console(),
 	}, nil
 }
+
+// nestedPrepare is what the outer guest does before it runs the binary.
+const nestedPrepare = "mkdir -p /dev/shm /root && mount -t tmpfs tmpfs /dev/shm && cd /root\n" +
+	"[ -e /dev/kvm ] || echo 'no /dev/kvm'\n"
 
 // command is the line of shell that runs the binary.
 func (c NestedConfig) command() string {
