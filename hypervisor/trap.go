@@ -149,6 +149,7 @@ type TrapVerb string
 const (
 	TrapContinue TrapVerb = "continue" // as if nothing had been set
 	TrapSkip     TrapVerb = "skip"     // the access is not done; the instruction is over
+	TrapDeny     TrapVerb = "deny"     // of msr: as skip, with the #GP of a register that is not there; else skip
 	TrapEmulate  TrapVerb = "emulate"  // the access is done with Value in its place
 	TrapPause    TrapVerb = "pause"    // as continue, but the whole VM is paused behind it
 	TrapStepOne  TrapVerb = "step"     // as continue, and the next instruction's end is told as an event of kind step

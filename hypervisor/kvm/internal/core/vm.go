@@ -158,6 +158,9 @@ func (vm *VM) KVM() *kvmapi.VM { return vm.kvm }
 // Memory returns the guest's RAM.
 func (vm *VM) Memory() *guestmem.Memory { return vm.memory }
 
+// Ports returns the bus of the I/O ports.
+func (vm *VM) Ports() *bus.Bus { return vm.ports }
+
 // VCPUs returns the vCPUs by index. The caller must not change the slice.
 func (vm *VM) VCPUs() []*VCPU { return vm.vcpus }
 

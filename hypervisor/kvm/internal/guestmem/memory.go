@@ -28,6 +28,7 @@ type Memory struct {
 	ours    []byte
 	kvms    []byte
 	dirty   atomic.Pointer[[]atomic.Uint64] // a bit a page of the file; nil: not tracked
+	written atomic.Pointer[func(hypervisor.PhysAddr, uint64)]
 	closing sync.Once
 }
 
@@ -197,9 +198,22 @@ func (m *Memory) TrackDirty(on bool) {
 	m.dirty.Store(&bitmap)
 }
 
+// OnDirtied lets f be told of each call of Dirtied, by the goroutine that makes
+// it; nil: no one is told. f must not block.
+func (m *Memory) OnDirtied(f func(gpa hypervisor.PhysAddr, size uint64)) {
+	if f == nil {
+		m.written.Store(nil)
+		return
+	}
+	m.written.Store(&f)
+}
+
 // Dirtied notes that size bytes at gpa were written through a view. KVM sees
 // only the guest's own writes.
 func (m *Memory) Dirtied(gpa hypervisor.PhysAddr, size uint64) {
+	if f := m.written.Load(); f != nil {
+		(*f)(gpa, size)
+	}
 	bitmap := m.dirty.Load()
 	if bitmap == nil || size == 0 {
 		return

@@ -157,6 +157,9 @@ func Decode(code []byte, mode Mode) (Inst, error) {
 	if r.err == nil {
 		r.opcode(&in)
 	}
+	if r.err == nil && in.Lock && !in.lockable() {
+		r.err = ErrInvalid
+	}
 	if r.err != nil {
 		return Inst{}, r.err
 	}

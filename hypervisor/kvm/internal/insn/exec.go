@@ -40,7 +40,7 @@ func (in *Inst) Exec(r *hypervisor.Registers, load Load) (Store, bool) {
 	if in.Mode != Mode64 || r.RFLAGS&FlagTF != 0 || r.CR4&shadowStacks != 0 {
 		return Store{}, false
 	}
-	if in.Encoding != Legacy || in.Lock && !in.lockable() {
+	if in.Encoding != Legacy {
 		return Store{}, false
 	}
 	work := *r
@@ -71,10 +71,13 @@ func canonical(a uint64) bool { return int64(a<<16)>>16 == int64(a) }
 
 // lockable reports whether LOCK may be before in.
 func (in *Inst) lockable() bool {
+	op := in.Opcode
+	if in.Map == Map0F && (op == 0x20 || op == 0x22) { // AMD: CR8
+		return true
+	}
 	if !in.Mem {
 		return false
 	}
-	op := in.Opcode
 	switch in.Map {
 	case MapOne:
 		switch {
@@ -95,6 +98,8 @@ func (in *Inst) lockable() bool {
 			return true
 		case 0xba:
 			return in.ext() >= 5
+		case 0xc7:
+			return in.ext() == 1
 		}
 	}
 	return false

@@ -1,0 +1,631 @@
+package trap
+
+import (
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/vantage-vmi/vantage/hypervisor"
+	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/core"
+	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/insn"
+	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/uffd"
+)
+
+// faults are writes to pages that userfaultfd protects. A vCPU that makes one
+// waits within KVM_RUN; what it was about to do is seen when it is out of there
+// again, before it runs the guest:
+//
+//   - Linux >= 6.2: a signal brings it out.
+//   - before: nothing does but the page. When all other vCPUs stand, and it has a
+//     signal pending, the page is opened: the vCPU leaves KVM_RUN without having
+//     run the guest, and the page is protected again (core.Blocker).
+//   - a guest that may be interrupted: KVM lets a thread of the kernel wait for
+//     the page (asynchronous page faults) and halts the vCPU, which a signal
+//     brings out. Which vCPU it is tells the instruction that it is at.
+type faults struct {
+	fd *uffd.FD
+
+	mu       sync.Mutex
+	pending  []pending // by vCPU
+	orphans  map[hypervisor.Frame]struct{}
+	tries    map[hypervisor.Frame]int // how often in a row no vCPU was found for an orphan
+	released []hypervisor.Frame
+	slow     bool // signals do not bring vCPUs out
+	// stepping is the vCPU that does one instruction alone.
+	stepping atomic.Pointer[core.VCPU]
+	// waiting is the number of pending and of orphans, for hooks in a hurry.
+	waiting atomic.Int32
+
+	wake chan struct{}
+	done chan struct{} // closed when no more faults come
+	wg   sync.WaitGroup
+}
+
+// pending is a vCPU's write that waits.
+type pending struct {
+	frame   hypervisor.Frame
+	valid   bool
+	blocked bool // its thread waits in the kernel
+	kicked  time.Time
+}
+
+// patience is how long a vCPU has to answer a signal, before it is taken for one
+// that cannot.
+const patience = 5 * time.Millisecond
+
+// openFaults makes userfaultfd ready where the host has it.
+func (e *Engine) openFaults() error {
+	f := &e.faults
+	f.fd, e.can.Userfault = uffd.New(e.dev)
+	if e.can.Userfault != nil {
+		return nil
+	}
+	f.pending = make([]pending, len(e.vcpus))
+	f.orphans = map[hypervisor.Frame]struct{}{}
+	f.tries = map[hypervisor.Frame]int{}
+	f.wake, f.done = make(chan struct{}, 1), make(chan struct{})
+	f.wg.Go(e.readFaults)
+	f.wg.Go(e.serveFaults)
+	return nil
+}
+
+func (e *Engine) closeFaults() error {
+	f := &e.faults
+	if f.fd == nil {
+		return nil
+	}
+	err := f.fd.Close() // who waits goes on; readFaults ends, and serveFaults with it
+	f.wg.Wait()
+	return err
+}
+
+func (f *faults) signal() {
+	select {
+	case f.wake <- struct{}{}:
+	default:
+	}
+}
+
+// readFaults notes faults until the descriptor is closed.
+func (e *Engine) readFaults() {
+	f := &e.faults
+	_ = f.fd.Wait(func() bool { // its error is the end
+		f.mu.Lock()
+		n := e.drain()
+		f.mu.Unlock()
+		if n > 0 {
+			e.vm.Look()
+			f.signal()
+		}
+		return false
+	})
+	close(f.done)
+}
+
+// drain notes the faults that are there. f.mu is held.
+func (e *Engine) drain() (noted int) {
+	f := &e.faults
+	var buf [16]uffd.Fault
+	for {
+		n := f.fd.Take(buf[:])
+		for _, fault := range buf[:n] {
+			gpa, ok := e.mem.KVMAddrToPhys(fault.Addr)
+			if !ok {
+				continue
+			}
+			noted++
+			e.note(gpa.Frame(), fault.ThreadID)
+		}
+		if n < len(buf) {
+			return noted
+		}
+	}
+}
+
+func (e *Engine) note(frame hypervisor.Frame, thread int) {
+	f := &e.faults
+	i := slices.IndexFunc(e.vcpus, func(c *vcpu) bool { return c.core.ThreadID() == thread })
+	switch {
+	case i < 0:
+		f.orphans[frame] = struct{}{}
+		f.count()
+	case f.stepping.Load() == e.vcpus[i].core:
+		// It is alone, and its instruction writes to more than it was known to.
+		e.unprotect(frame)
+		e.vcpus[i].opened = append(e.vcpus[i].opened, frame)
+	default:
+		f.pending[i] = pending{frame: frame, valid: true, blocked: true}
+		f.count()
+	}
+}
+
+// count keeps waiting right. f.mu is held.
+func (f *faults) count() {
+	n := len(f.orphans)
+	for _, p := range f.pending {
+		if p.valid {
+			n++
+		}
+	}
+	f.waiting.Store(int32(n))
+}
+
+// serveFaults brings vCPUs out of the kernel, until readFaults ends.
+func (e *Engine) serveFaults() {
+	f := &e.faults
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	for {
+		select {
+		case <-f.done:
+			return
+		case <-f.wake:
+		case <-timer.C:
+		}
+		still, again := e.kickWaiting()
+		if still {
+			var open []hypervisor.Frame
+			e.vm.Still(func() { open = e.letOrphansGo() })
+			if len(open) > 0 {
+				e.writesLand(open)
+			}
+		}
+		if again {
+			timer.Reset(patience)
+		}
+	}
+}
+
+// kickWaiting sends signals to vCPUs that wait, and says whether all must stand
+// for that, and whether to look again after a while.
+func (e *Engine) kickWaiting() (still, again bool) {
+	f := &e.faults
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i := range f.pending {
+		p := &f.pending[i]
+		switch {
+		case !p.blocked:
+		case f.slow || !p.kicked.IsZero() && time.Since(p.kicked) >= patience:
+			still = true
+		case p.kicked.IsZero():
+			p.kicked = time.Now()
+			e.vcpus[i].core.Kick()
+			again = true
+		default:
+			again = true
+		}
+	}
+	return still || len(f.orphans) > 0, again
+}
+
+// Blocked is core.Blocker's.
+func (e *Engine) Blocked(v *core.VCPU) bool {
+	f := &e.faults
+	if f.waiting.Load() == 0 {
+		return false
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.pending[v.Index()].blocked
+}
+
+// Release is core.Blocker's.
+func (e *Engine) Release() {
+	f := &e.faults
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	e.drain()
+	for i := range f.pending {
+		p := &f.pending[i]
+		if !p.blocked {
+			continue
+		}
+		p.blocked = false
+		if !p.kicked.IsZero() && time.Since(p.kicked) >= patience {
+			f.slow = true
+		}
+		e.unprotect(p.frame)
+		f.released = append(f.released, p.frame)
+	}
+}
+
+// Restore is core.Blocker's.
+func (e *Engine) Restore() {
+	f := &e.faults
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, frame := range f.released {
+		e.protect(frame)
+	}
+	f.released = nil
+}
+
+// unprotect lets writes to a page pass. f.mu is held, and drain has been called.
+func (e *Engine) unprotect(frame hypervisor.Frame) {
+	if addr, ok := e.mem.KVMAddr(frame.Addr()); ok {
+		if err := e.faults.fd.Unprotect(addr, hypervisor.PageSize); err != nil {
+			e.log.Error("open a protected page", "frame", uint64(frame), "err", err)
+		}
+	}
+}
+
+// protect protects a page again, when it still is to be.
+func (e *Engine) protect(frame hypervisor.Frame) {
+	a := e.find(frame)
+	if a == nil || !a.protect {
+		return
+	}
+	if addr, ok := e.mem.KVMAddr(frame.Addr()); ok {
+		if err := e.faults.fd.Protect(addr, hypervisor.PageSize); err != nil {
+			e.log.Error("protect a page", "frame", uint64(frame), "err", err)
+		}
+	}
+}
+
+// openPage opens a page for one instruction of a vCPU that is alone.
+func (e *Engine) openPage(frame hypervisor.Frame) {
+	f := &e.faults
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	e.drain()
+	// Whoever else waits there tries again, and is noted again.
+	delete(f.orphans, frame)
+	for i := range f.pending {
+		if f.pending[i].frame == frame {
+			f.pending[i] = pending{}
+		}
+	}
+	f.count()
+	e.unprotect(frame)
+}
+
+func (e *Engine) closePage(frame hypervisor.Frame) {
+	e.faults.mu.Lock()
+	defer e.faults.mu.Unlock()
+	e.protect(frame)
+}
+
+// dropFault forgets that v waits: it is out.
+func (e *Engine) dropFault(v *core.VCPU) (hypervisor.Frame, bool) {
+	f := &e.faults
+	if f.waiting.Load() == 0 {
+		return 0, false
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	p := f.pending[v.Index()]
+	f.pending[v.Index()] = pending{}
+	f.count()
+	return p.frame, p.valid
+}
+
+// Interrupted is core.Hooks': v may have been brought out of a fault.
+func (e *Engine) Interrupted(v *core.VCPU) {
+	if e.faults.waiting.Load() == 0 {
+		return
+	}
+	if frame, ok := e.dropFault(v); ok {
+		e.faulted(v, frame)
+		return
+	}
+	if frame, ok := e.claim(v); ok {
+		e.faulted(v, frame)
+	}
+}
+
+// claim looks whether v's instruction is one that a thread of the kernel waits
+// for.
+func (e *Engine) claim(v *core.VCPU) (hypervisor.Frame, bool) {
+	f := &e.faults
+	f.mu.Lock()
+	orphans := make([]hypervisor.Frame, 0, len(f.orphans))
+	for frame := range f.orphans {
+		orphans = append(orphans, frame)
+	}
+	f.mu.Unlock()
+	if len(orphans) == 0 {
+		return 0, false
+	}
+	r, err := v.Registers()
+	if err != nil {
+		return 0, false
+	}
+	s := e.at(v, &r)
+	for _, frame := range e.writes(s) {
+		if slices.Contains(orphans, frame) {
+			f.mu.Lock()
+			_, still := f.orphans[frame]
+			delete(f.orphans, frame)
+			delete(f.tries, frame)
+			f.count()
+			f.mu.Unlock()
+			return frame, still
+		}
+	}
+	return 0, false
+}
+
+// writes returns the pages that s's instruction may write: its operands, and the
+// page tables that lead to them, where the processor notes accesses.
+func (e *Engine) writes(s *stop) (out []hypervisor.Frame) {
+	addrs := []uint64{insn.PC(&s.regs)}
+	for _, u := range e.uses(s) {
+		if u.write || u.size == 0 {
+			out = append(out, u.gpa.Frame())
+		}
+		addrs = append(addrs, u.virt)
+	}
+	for _, a := range addrs {
+		w, _ := e.walk(&s.regs, a)
+		out = append(out, w.tables[:w.depth]...)
+	}
+	return out
+}
+
+// letOrphansGo lets the kernel's threads pass for which no vCPU was found: it has
+// taken an interrupt, and comes back. All vCPUs stand. It returns the pages that
+// must stay open for a while: what writes to them is no instruction's operand.
+func (e *Engine) letOrphansGo() (open []hypervisor.Frame) {
+	f := &e.faults
+	f.mu.Lock()
+	e.drain()
+	var frames []hypervisor.Frame
+	for frame := range f.orphans {
+		frames = append(frames, frame)
+		f.tries[frame]++
+	}
+	clear(f.orphans)
+	f.count()
+	for _, frame := range frames {
+		e.unprotect(frame)
+	}
+	f.mu.Unlock()
+	if len(frames) == 0 {
+		return nil
+	}
+	// A thread that passes gives no sign of it; one that was too late waits again.
+	<-time.After(passTime)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, frame := range frames {
+		if f.tries[frame] >= maxTries {
+			delete(f.tries, frame)
+			open = append(open, frame)
+			continue
+		}
+		e.protect(frame)
+	}
+	return open
+}
+
+const (
+	// passTime is how long a thread of the kernel needs to take a page that has
+	// been opened.
+	passTime = 200 * time.Microsecond
+	// maxTries is how often a vCPU is looked for, and openTime how long a page is
+	// open when none is found.
+	maxTries = 4
+	openTime = time.Millisecond
+)
+
+// writesLand lets writes to open pages land, tells of them without knowing who
+// writes what, and protects the pages again.
+func (e *Engine) writesLand(open []hypervisor.Frame) {
+	<-time.After(openTime)
+	var told []landed
+	e.vm.Still(func() {
+		e.faults.mu.Lock()
+		defer e.faults.mu.Unlock()
+		for _, frame := range open {
+			e.protect(frame)
+			told = append(told, landed{frame, e.watching(hypervisor.AccessWrite, frame.Addr(), hypervisor.PageSize)})
+		}
+	})
+	e.faults.wg.Go(func() {
+		for _, l := range told {
+			e.tellLanded(l, -1)
+		}
+	})
+}
+
+// landed is a page that was written while it was open.
+type landed struct {
+	frame hypervisor.Frame
+	traps []*trap
+}
+
+// tellLanded tells handlers of a write that is done; nothing waits for what they
+// answer.
+func (e *Engine) tellLanded(l landed, index int) {
+	for _, t := range l.traps {
+		ok, dropped := t.admit()
+		if !ok {
+			continue
+		}
+		t.handler(&hypervisor.TrapEvent{
+			Trap: t.id, Kind: t.Kind, VCPU: index, Sequence: e.sequence.Add(1), Access: hypervisor.AccessWrite,
+			Addr: l.frame.Addr(), Mechanism: hypervisor.MechanismUserfault, Dropped: dropped, Landed: true,
+		})
+		t.leave()
+	}
+}
+
+// closeOpened protects again the pages that v's step turned out to write, and
+// tells of them. v is alone.
+func (e *Engine) closeOpened(v *core.VCPU) {
+	c := e.vcpus[v.Index()]
+	e.faults.mu.Lock()
+	opened := c.opened
+	c.opened = nil
+	for _, frame := range opened {
+		e.protect(frame)
+	}
+	e.faults.mu.Unlock()
+	for _, frame := range opened {
+		e.tellLanded(landed{frame, e.watching(hypervisor.AccessWrite, frame.Addr(), hypervisor.PageSize)}, v.Index())
+	}
+}
+
+// faulted deals with a write to a protected page that v is about to do.
+func (e *Engine) faulted(v *core.VCPU, frame hypervisor.Frame) {
+	a := e.find(frame)
+	if a == nil || !a.protect {
+		return // the trap is gone, and the page open
+	}
+	r, err := v.Registers()
+	if err != nil {
+		e.log.Error("registers at a fault", "vcpu", v.Index(), "err", err)
+		return
+	}
+	if e.leaks.take(&r) {
+		e.commit(v, &r)
+	}
+	s := e.at(v, &r)
+	verdict := answer{verb: hypervisor.TrapContinue}
+	told := e.tellProtected(s, &verdict)
+	if verdict.ended {
+		return
+	}
+	if !slices.Contains(told, frame) {
+		told = append(told, frame)
+		verdict = e.tellPage(s, a, frame)
+		if verdict.ended {
+			return
+		}
+	}
+	if verdict.verb != hypervisor.TrapContinue && s.change == nil {
+		// What is written is not known: the page is as it was afterwards.
+		s.change = &change{use: use{gpa: frame.Addr()}}
+	}
+	around := func(bool) {}
+	if verdict.verb != hypervisor.TrapContinue {
+		var value []byte
+		if verdict.verb == hypervisor.TrapEmulate {
+			value = verdict.value
+		}
+		around = e.putBack(s, value)
+	}
+	if verdict.regs != nil && verdict.regs.Valid.Has(hypervisor.GroupGeneral) && verdict.regs.RIP != r.RIP {
+		e.behind(v, verdict)
+		return
+	}
+	if e.perform(s, told, around) {
+		e.stepped(v)
+	}
+	e.behind(v, verdict)
+}
+
+// tellProtected tells of what s's instruction is going to write to protected
+// pages, and returns these.
+func (e *Engine) tellProtected(s *stop, a *answer) (told []hypervisor.Frame) {
+	for _, u := range e.uses(s) {
+		if u.area == nil || !u.area.protect || !u.write && u.size != 0 {
+			continue
+		}
+		told = append(told, u.gpa.Frame())
+		b := e.tellUse(s, u)
+		if b.ended {
+			a.ended = true
+			return told
+		}
+		if a.verb == hypervisor.TrapContinue && b.verb != hypervisor.TrapContinue {
+			a.verb, a.value = b.verb, b.value
+			s.change = &change{use: u, value: b.value}
+		}
+		a.pause = a.pause || b.pause
+		a.once = append(a.once, b.once...)
+		if b.regs != nil {
+			a.regs = b.regs
+		}
+	}
+	return told
+}
+
+// tellPage tells of a write of which no more is known than the page: by the
+// processor to a page table, or by KVM itself (its clock).
+func (e *Engine) tellPage(s *stop, a *area, frame hypervisor.Frame) answer {
+	ev := &hypervisor.TrapEvent{
+		Kind: hypervisor.TrapPage, VCPU: s.v.Index(), Access: hypervisor.AccessWrite, Addr: frame.Addr(),
+		Known: hypervisor.KnownRIP, Registers: s.regs, Mechanism: hypervisor.MechanismUserfault,
+	}
+	return e.tell(s.v, watchers(a.traps, hypervisor.AccessWrite, frame.Addr(), hypervisor.PageSize), ev)
+}
+
+// applyProtection makes what is protected that of next, where it is that of old.
+// All vCPUs stand.
+func (e *Engine) applyProtection(old, next []area) error {
+	f := &e.faults
+	if f.fd == nil {
+		return nil
+	}
+	have, want := protected(old), protected(next)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, r := range subtract(have, want) {
+		e.drain()
+		for i := range f.pending {
+			if p := f.pending[i]; p.valid && r.Contains(p.frame.Addr()) {
+				f.pending[i] = pending{}
+			}
+		}
+		for frame := range f.orphans {
+			if r.Contains(frame.Addr()) {
+				delete(f.orphans, frame)
+			}
+		}
+		f.count()
+		addr, _ := e.mem.KVMAddr(r.Start)
+		if err := f.fd.Unprotect(addr, r.Size); err != nil {
+			return err
+		}
+		if err := f.fd.Unregister(addr, r.Size); err != nil {
+			return err
+		}
+	}
+	for _, r := range subtract(want, have) {
+		addr, _ := e.mem.KVMAddr(r.Start)
+		if err := f.fd.Register(addr, r.Size); err != nil {
+			return err
+		}
+		if err := f.fd.Protect(addr, r.Size); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// protected returns the ranges of areas that are protected; one never spans two
+// ranges of RAM, as no trap does.
+func protected(areas []area) (out []hypervisor.Range) {
+	for _, a := range areas {
+		if a.protect {
+			out = append(out, hypervisor.Range{Start: a.first.Addr(), Size: a.size()})
+		}
+	}
+	return out
+}
+
+// subtract returns the parts of a that are not in b; both are sorted.
+func subtract(a, b []hypervisor.Range) (out []hypervisor.Range) {
+	for _, r := range a {
+		for _, x := range b {
+			if x.End() <= r.Start || x.Start >= r.End() {
+				continue
+			}
+			if x.Start > r.Start {
+				out = append(out, hypervisor.Range{Start: r.Start, Size: uint64(x.Start - r.Start)})
+			}
+			if x.End() >= r.End() {
+				r.Size = 0
+				break
+			}
+			r = hypervisor.Range{Start: x.End(), Size: uint64(r.End() - x.End())}
+		}
+		if r.Size > 0 {
+			out = append(out, r)
+		}
+	}
+	return out
+}
