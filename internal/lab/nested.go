@@ -30,11 +30,13 @@ type NestedConfig struct {
 	QEMU bool
 	// InnerKernel puts a kernel into the guest's cache, and the truth program
 	// too: there FetchKernel and Boot (with Config.Accel "kvm") work as they do
-	// here, for this kernel. It implies QEMU. Each byte on the inner guest's
+	// here, for this kernel. It implies QEMU (on bed EPT there is none: it is slow). Each byte on the inner guest's
 	// serial line costs many nested exits, about a kilobyte goes a second: boot
 	// it with Append "quiet", and let it say little (no Config.Program).
 	InnerKernel *Kernel
-	// GuestModules are more modules of InnerKernel for that cache, where
+	// MoreKernels are further ones for that cache.
+	MoreKernels []*Kernel
+	// GuestModules are more modules of these kernels for that cache, where
 	// Kernel.Modules finds them.
 	GuestModules []string
 	// Files adds files to the outer guest.
@@ -137,7 +139,7 @@ func (c NestedConfig) command() string {
 // nestedFiles collects what the outer guest needs besides busybox.
 func nestedFiles(ctx context.Context, cfg NestedConfig) ([]File, error) {
 	files := append([]File{{Path: "/lab/binary", Mode: 0o755, Host: cfg.Binary}}, cfg.Files...)
-	if cfg.QEMU || cfg.InnerKernel != nil {
+	if cfg.Bed != EPT && (cfg.QEMU || cfg.InnerKernel != nil) {
 		q, err := qemuFiles(ctx)
 		if err != nil {
 			return nil, err
@@ -145,11 +147,13 @@ func nestedFiles(ctx context.Context, cfg NestedConfig) ([]File, error) {
 		files = append(files, q...)
 	}
 	if cfg.InnerKernel != nil {
-		k, err := innerKernelFiles(ctx, cfg.InnerKernel, cfg.GuestModules)
-		if err != nil {
-			return nil, err
+		for _, k := range append([]*Kernel{cfg.InnerKernel}, cfg.MoreKernels...) {
+			k, err := innerKernelFiles(ctx, k, cfg.GuestModules)
+			if err != nil {
+				return nil, err
+			}
+			files = append(files, k...)
 		}
-		files = append(files, k...)
 	}
 	return files, nil
 }

@@ -146,10 +146,18 @@ func machine(t *testing.T, cfg Config, opt Options) (*Machine, *console) {
 }
 
 func TestUnderNPT(t *testing.T) {
-	k := labtest.Kernel(t, lab.Bookworm)
-	labtest.NestedGroup(t, lab.NestedConfig{InnerKernel: k, GuestModules: guestModules}, func(t *testing.T) {
+	k, newer := labtest.Kernel(t, lab.Bookworm), labtest.Kernel(t, lab.Trixie)
+	cfg := lab.NestedConfig{InnerKernel: k, MoreKernels: []*lab.Kernel{newer}, GuestModules: guestModules}
+	elf := *k
+	elf.Image = "/lab/vmlinux"
+	if !labtest.InsideNested() {
+		cfg.Files = append(cfg.Files, lab.File{Path: elf.Image, Host: vmlinux(t, k)})
+	}
+	labtest.NestedGroup(t, cfg, func(t *testing.T) {
 		t.Run("Boot", func(t *testing.T) { testBoot(t, k, 1) })
 		t.Run("BootSMP", func(t *testing.T) { testBoot(t, k, 4) })
+		t.Run("BootNewer", func(t *testing.T) { testBoot(t, newer, 4) })
+		t.Run("BootPVH", func(t *testing.T) { testBoot(t, &elf, 2) })
 		t.Run("RebootAndReset", func(t *testing.T) { testReboot(t, k) })
 		t.Run("Panic", func(t *testing.T) { testPanic(t, k) })
 		t.Run("PowerButton", func(t *testing.T) { testPowerButton(t, k) })
