@@ -7,13 +7,17 @@ type Capability uint8
 
 // What a fake VM can do.
 const (
-	CanMap       Capability = 1 << iota // hypervisor.Mapper
-	CanWrite                            // hypervisor.Writer
-	CanPause                            // hypervisor.Pauser
-	CanRegisters                        // hypervisor.RegisterReader
+	CanMap          Capability = 1 << iota // hypervisor.Mapper
+	CanWrite                               // hypervisor.Writer
+	CanPause                               // hypervisor.Pauser
+	CanRegisters                           // hypervisor.RegisterReader
+	CanSetRegisters                        // hypervisor.RegisterWriter
+	CanTrap                                // hypervisor.Trapper
+	CanDirty                               // hypervisor.DirtyTracker
 
 	CanNothing Capability = 0
-	CanAll                = CanMap | CanWrite | CanPause | CanRegisters
+	CanLook               = CanMap | CanWrite | CanPause | CanRegisters
+	CanAll                = CanLook | CanSetRegisters | CanTrap | CanDirty
 )
 
 type base interface {
@@ -29,10 +33,13 @@ type (
 )
 
 // VM returns a handle on the fake that has just the capabilities c: what is not
-// in c is not in the handle's type. All handles are one VM: to close one closes
-// all.
+// in c is not in the handle's type. What is not in CanLook comes with all or not at
+// all. All handles are one VM: to close one closes all.
 func (f *Fake) VM(c Capability) hypervisor.VM {
-	switch c & CanAll {
+	if c&^CanLook != 0 && c != CanAll {
+		panic("hypervisortest.Fake.VM: traps, dirty pages and writable registers come with CanAll")
+	}
+	switch c {
 	case CanMap:
 		return struct {
 			base
@@ -117,6 +124,14 @@ func (f *Fake) VM(c Capability) hypervisor.VM {
 			pauser
 			registers
 		}{f, f, f, f}
+	case CanLook:
+		return struct {
+			base
+			mapper
+			writer
+			pauser
+			registers
+		}{f, f, f, f, f}
 	case CanAll:
 		return f
 	}

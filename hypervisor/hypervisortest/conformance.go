@@ -36,6 +36,10 @@ type Config struct {
 	// Scratch is RAM that may be written, for a VM that has hypervisor.Writer.
 	// Its content is put back. A Size of 0: writing is not tested.
 	Scratch hypervisor.Range
+	// GuestWrite makes the guest of the handle that was opened last store p at
+	// gpa, which is in Scratch, with one instruction, and returns when that is
+	// done: what traps and dirty pages are told of. nil: not tested.
+	GuestWrite func(p []byte, gpa hypervisor.PhysAddr) error
 }
 
 // Conformance tests that a driver's VM does what package hypervisor promises.
@@ -54,7 +58,10 @@ func Conformance(t *testing.T, cfg Config) {
 		{"Map", testMap},
 		{"Write", testWrite},
 		{"Registers", testRegisters},
+		{"SetRegisters", testSetRegisters},
 		{"Pause", testPause},
+		{"Traps", testTraps},
+		{"Dirty", testDirty},
 		{"Concurrent", testConcurrent},
 		{"Close", testClose},
 	} {
@@ -146,6 +153,9 @@ func testCapabilities(t *testing.T, cfg Config, vm hypervisor.VM) {
 	testAs[hypervisor.Writer](t, cfg, vm, CanWrite)
 	testAs[hypervisor.Pauser](t, cfg, vm, CanPause)
 	testAs[hypervisor.RegisterReader](t, cfg, vm, CanRegisters)
+	testAs[hypervisor.RegisterWriter](t, cfg, vm, CanSetRegisters)
+	testAs[hypervisor.Trapper](t, cfg, vm, CanTrap)
+	testAs[hypervisor.DirtyTracker](t, cfg, vm, CanDirty)
 	// One that nobody has.
 	testAs[interface{ VantageConformance() }](t, Config{}, vm, CanNothing)
 }

@@ -21,6 +21,13 @@ const (
 	MethodState     = "State"
 	MethodRegisters = "Registers"
 	MethodClose     = "Close"
+
+	MethodSetRegisters = "SetRegisters"
+	MethodSetTrap      = "SetTrap"
+	MethodRemoveTrap   = "RemoveTrap"
+	MethodStartDirty   = "StartDirty"
+	MethodDirty        = "Dirty"
+	MethodStopDirty    = "StopDirty"
 )
 
 // maxCalls is how many calls are kept; more are counted only.
@@ -59,11 +66,19 @@ type Fake struct {
 	counts   map[string]int
 	failures []Failure
 	closed   bool
+	traps    fakeTraps
+	dirty    map[hypervisor.Frame]bool // nil: not tracked
 }
 
 // NewFake returns a VM with zeroed RAM at ranges. It panics when they overlap:
 // that is a mistake in the test.
 func NewFake(ranges ...hypervisor.Range) *Fake {
+	return NewFakeOn(make([]byte, hypervisor.TotalSize(ranges)), ranges...)
+}
+
+// NewFakeOn is NewFake with RAM that others see too: memory holds the ranges, one
+// behind the other.
+func NewFakeOn(memory []byte, ranges ...hypervisor.Range) *Fake {
 	rs, err := hypervisor.NormalizeRanges(ranges)
 	if err != nil {
 		panic("hypervisortest.NewFake: " + err.Error())
@@ -73,7 +88,8 @@ func NewFake(ranges ...hypervisor.Range) *Fake {
 		State: hypervisor.StateStatic, MemoryBytes: hypervisor.TotalSize(rs),
 	}}
 	for _, r := range rs {
-		f.memory = append(f.memory, make([]byte, r.Size))
+		f.memory = append(f.memory, memory[:r.Size:r.Size])
+		memory = memory[r.Size:]
 	}
 	return f
 }
@@ -92,8 +108,8 @@ func (f *Fake) SetLive(live bool) {
 	f.live = live
 }
 
-// SetRegisters sets the vCPUs' registers, and their number in Info.
-func (f *Fake) SetRegisters(regs ...hypervisor.Registers) {
+// SetVCPUs sets the vCPUs' registers, and their number in Info.
+func (f *Fake) SetVCPUs(regs ...hypervisor.Registers) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.regs, f.info.VCPUs = slices.Clone(regs), len(regs)

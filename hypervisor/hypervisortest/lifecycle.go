@@ -118,6 +118,21 @@ func testClose(t *testing.T, cfg Config, vm hypervisor.VM) {
 			t.Errorf("Pause after Close = %v, want ErrClosed", err)
 		}
 	}
+	if r, ok := vm.(hypervisor.RegisterWriter); ok {
+		if err := r.SetRegisters(t.Context(), hypervisor.Registers{}); !errors.Is(err, hypervisor.ErrClosed) {
+			t.Errorf("SetRegisters after Close = %v, want ErrClosed", err)
+		}
+	}
+	if tr, ok := vm.(hypervisor.Trapper); ok {
+		if _, err := tr.SetTrap(t.Context(), hypervisor.Trap{Kind: hypervisor.TrapShutdown}, nil); !errors.Is(err, hypervisor.ErrClosed) {
+			t.Errorf("SetTrap after Close = %v, want ErrClosed", err)
+		}
+	}
+	if d, ok := vm.(hypervisor.DirtyTracker); ok {
+		if err := d.StartDirty(t.Context()); !errors.Is(err, hypervisor.ErrClosed) {
+			t.Errorf("StartDirty after Close = %v, want ErrClosed", err)
+		}
+	}
 	if vm.Info().Name == "" {
 		t.Error("Info after Close is empty")
 	}

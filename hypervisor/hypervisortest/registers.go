@@ -79,3 +79,45 @@ func checkRegisters(t *testing.T, vm hypervisor.VM, r hypervisor.Registers) {
 		check(r.GDT.Limit != 0 && r.IDT.Limit != 0, "no GDT or IDT")
 	}
 }
+
+func testSetRegisters(t *testing.T, _ Config, vm hypervisor.VM) {
+	w, err := hypervisor.As[hypervisor.RegisterWriter](vm)
+	if err != nil {
+		t.Log(err)
+		return
+	}
+	if !still(t, vm) {
+		t.Log("a VM that cannot be paused: its registers change under the test")
+		return
+	}
+	defer goOn(t, vm)
+	r, err := hypervisor.As[hypervisor.RegisterReader](vm)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := r.Registers(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	changed := before[len(before)-1]
+	changed.Valid = hypervisor.GroupGeneral
+	changed.RAX, changed.R15 = ^changed.RAX, changed.R15+1
+	for _, want := range []hypervisor.Registers{changed, before[len(before)-1]} {
+		want.Valid = hypervisor.GroupGeneral
+		if err := w.SetRegisters(t.Context(), want); err != nil {
+			t.Fatal(err)
+		}
+		now, err := r.Registers(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := now[len(now)-1]
+		if got.RAX != want.RAX || got.R15 != want.R15 || got.RIP != want.RIP || got.CR3 != before[len(now)-1].CR3 {
+			t.Errorf("registers after SetRegisters:\n%+v\nwant\n%+v", got, want)
+		}
+	}
+	changed.VCPU = len(before)
+	if err := w.SetRegisters(t.Context(), changed); err == nil {
+		t.Errorf("registers of vCPU %d of %d were set", changed.VCPU, len(before))
+	}
+}
