@@ -142,3 +142,12 @@ func Parse(b []byte) (m Message, files int, err error) {
 	}
 	return m, int(b[6]), nil
 }
+
+// Methods returns all that this package knows.
+func Methods() []Method {
+	var all []Method
+	for m := Method(1); m < methodEnd; m++ {
+		all = append(all, m)
+	}
+	return all
+}
