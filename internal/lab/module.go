@@ -22,7 +22,8 @@ type Module struct {
 // Modules returns the named modules and all that they depend on, in the order
 // in which they can be loaded. Debian's packages carry no modules.dep (depmod
 // makes it at installation), so dependencies are read from the modules.
-// Compressed modules are unpacked into the cache.
+// Compressed modules are unpacked into the cache. What this kernel has built in is
+// left out.
 func (k *Kernel) Modules(ctx context.Context, names ...string) ([]Module, error) {
 	paths := map[string]string{}
 	err := filepath.WalkDir(k.ModulesDir, func(p string, d fs.DirEntry, err error) error {
@@ -38,6 +39,10 @@ func (k *Kernel) Modules(ctx context.Context, names ...string) ([]Module, error)
 	if err != nil {
 		return nil, fmt.Errorf("modules of %s: %w", k.Release, err)
 	}
+	builtin, err := k.builtin()
+	if err != nil {
+		return nil, err
+	}
 	var out []Module
 	state := map[string]int{} // 1: being visited, 2: done
 	var visit func(name string) error
@@ -50,6 +55,10 @@ func (k *Kernel) Modules(ctx context.Context, names ...string) ([]Module, error)
 		}
 		state[name] = 1
 		path, ok := paths[name]
+		if !ok && builtin[name] {
+			state[name] = 2
+			return nil
+		}
 		if !ok {
 			return fmt.Errorf("module %s of %s: %w", name, k.Release, fs.ErrNotExist)
 		}
@@ -76,6 +85,22 @@ func (k *Kernel) Modules(ctx context.Context, names ...string) ([]Module, error)
 		}
 	}
 	return out, nil
+}
+
+// builtinList is the file of what would be modules and is built in, by path.
+const builtinList = "modules.builtin"
+
+// builtin returns the names of what the kernel has built in.
+func (k *Kernel) builtin() (map[string]bool, error) {
+	text, err := os.ReadFile(filepath.Join(k.ModulesDir, builtinList))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("modules of %s: %w", k.Release, err)
+	}
+	names := map[string]bool{}
+	for line := range strings.Lines(string(text)) {
+		names[moduleName(strings.TrimSuffix(filepath.Base(strings.TrimSpace(line)), ".ko"))] = true
+	}
+	return names, nil
 }
 
 func moduleName(s string) string { return strings.ReplaceAll(s, "-", "_") }

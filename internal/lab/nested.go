@@ -173,6 +173,7 @@ func innerKernelFiles(ctx context.Context, k *Kernel, modules []string) ([]File,
 		{Path: path.Join(dir, "vmlinuz"), Host: k.Image},
 		{Path: path.Join(dir, "System.map"), Data: []byte("see the kernel's own\n")},
 		{Path: path.Join(dir, "config"), Host: k.Config},
+		{Path: path.Join(dir, "modules", builtinList), Host: filepath.Join(k.ModulesDir, builtinList)},
 	}
 	mods, err := k.Modules(ctx, append(TruthModules(), modules...)...)
 	if err != nil {

@@ -1,7 +1,11 @@
 package vmm
 
 import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -147,7 +151,7 @@ func machine(t *testing.T, cfg Config, opt Options) (*Machine, *console) {
 
 func TestUnderNPT(t *testing.T) {
 	k, newer := labtest.Kernel(t, lab.Bookworm), labtest.Kernel(t, lab.Trixie)
-	cfg := lab.NestedConfig{InnerKernel: k, MoreKernels: []*lab.Kernel{newer}, GuestModules: guestModules}
+	cfg := lab.NestedConfig{Timeout: 4 * time.Minute, InnerKernel: k, MoreKernels: []*lab.Kernel{newer}, GuestModules: guestModules}
 	elf := *k
 	elf.Image = "/lab/vmlinux"
 	if !labtest.InsideNested() {
@@ -158,6 +162,8 @@ func TestUnderNPT(t *testing.T) {
 		t.Run("BootSMP", func(t *testing.T) { testBoot(t, k, 4) })
 		t.Run("BootNewer", func(t *testing.T) { testBoot(t, newer, 4) })
 		t.Run("BootPVH", func(t *testing.T) { testBoot(t, &elf, 2) })
+		t.Run("Disk", func(t *testing.T) { testDisk(t, k, 1) })
+		t.Run("DiskNewerSMP", func(t *testing.T) { testDisk(t, newer, 4) })
 		t.Run("RebootAndReset", func(t *testing.T) { testReboot(t, k) })
 		t.Run("Panic", func(t *testing.T) { testPanic(t, k) })
 		t.Run("PowerButton", func(t *testing.T) { testPowerButton(t, k) })
@@ -166,7 +172,7 @@ func TestUnderNPT(t *testing.T) {
 }
 
 // guestModules are what the tests' guests load.
-var guestModules = []string{"pvpanic-mmio", "button", "evdev"}
+var guestModules = []string{"pvpanic-mmio", "button", "evdev", "virtio_pci", "virtio_blk"}
 
 // kernelLine is quiet: a byte on the serial line is an exit, and the emulated
 // processor takes long for each.
@@ -269,5 +275,46 @@ func testPause(t *testing.T, k *lab.Kernel) {
 			t.Fatal(err)
 		}
 		c.wait(t, "tick", strings.Count(before, "tick")+3+i, time.Minute)
+	}
+}
+
+// A disk is read and written by the guest; what it read and wrote is what the
+// image has, told by checksums of busybox there and of this process here.
+func testDisk(t *testing.T, k *lab.Kernel, cpus int) {
+	const size = 32 << 20
+	dir := t.TempDir()
+	image := filepath.Join(dir, "disk.raw")
+	content := make([]byte, size)
+	rng := rand.New(rand.NewPCG(1, uint64(cpus)))
+	for i := 0; i < size; i += 8 {
+		binary.LittleEndian.PutUint64(content[i:], rng.Uint64())
+	}
+	if err := os.WriteFile(image, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m, c := machine(t, Config{
+		Memory: 256 << 20, CPUs: cpus, Kernel: k.Image, CommandLine: kernelLine,
+		Disks: []DiskConfig{{Path: image, Format: "raw", Serial: "vantage-test"}},
+		Initrd: initramfs(t, k, "cat /sys/block/vda/serial; echo; sha256sum /dev/vda; "+
+			"dd if=/dev/urandom of=/tmp/r bs=1M count=8 2>/dev/null; dd if=/tmp/r of=/dev/vda bs=64k seek=16 conv=fsync,notrunc 2>/dev/null;"+
+			"sha256sum /tmp/r; echo "+ready+"; poweroff -f", "virtio_pci", "virtio_blk"),
+	}, Options{})
+	c.wait(t, ready, 1, bootTime)
+	if out := ended(t, m, c); out.Kind != EventPowerOff {
+		t.Errorf("ended by %+v", out)
+	}
+	s := c.String()
+	if sum := fmt.Sprintf("%x  /dev/vda", sha256.Sum256(content)); !strings.Contains(s, sum) || !strings.Contains(s, "vantage-test") {
+		t.Errorf("the guest read something else than %s:\n%s", sum, s)
+	}
+	after, err := os.ReadFile(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if sum := fmt.Sprintf("%x  /tmp/r", sha256.Sum256(after[1<<20:9<<20])); !strings.Contains(s, sum) {
+		t.Errorf("the image has something else than the guest wrote: want %s:\n%s", sum, s)
+	}
+	if !bytes.Equal(after[:1<<20], content[:1<<20]) || !bytes.Equal(after[9<<20:], content[9<<20:]) {
+		t.Error("other parts of the image have changed")
 	}
 }

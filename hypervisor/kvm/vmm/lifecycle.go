@@ -172,10 +172,10 @@ func (m *Machine) reset(r request) error {
 	if err := m.power.cpus.Apply(m.vm); err != nil {
 		return err
 	}
+	m.traps.Reset()
 	if err := m.load(); err != nil {
 		return err
 	}
-	m.trapsReset()
 	for _, p := range m.parts {
 		if p.works != nil {
 			p.works.Resume()

@@ -17,6 +17,7 @@ import (
 	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/guestmem"
 	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/kvmapi"
 	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/layout"
+	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/trap"
 )
 
 // Options are what a machine needs of its process.
@@ -46,7 +47,7 @@ type Machine struct {
 	ports, mmio bus.Bus
 	parts       []part // the devices, in the order in which they were made
 	devices     devices
-	traps       traps
+	traps       *trap.Engine
 
 	power struct {
 		cpus  *cpustate.State // as when the machine was switched on
@@ -104,7 +105,7 @@ func New(cfg Config, res *Resources, opt Options) (_ *Machine, err error) {
 		return nil, err
 	}
 	m.vm, err = core.New(core.Config{
-		System: m.sys, Memory: m.mem, VCPUs: m.cfg.CPUs, Hooks: (*hooks)(m),
+		System: m.sys, Memory: m.mem, VCPUs: m.cfg.CPUs, Hooks: m.newTraps(),
 		Ports: &m.ports, MMIO: &m.mmio, Logger: m.log, Shutdown: m.coreEnded,
 	})
 	if err != nil {
@@ -113,7 +114,7 @@ func New(cfg Config, res *Resources, opt Options) (_ *Machine, err error) {
 	if err := m.setCPUID(); err != nil {
 		return nil, err
 	}
-	if err := m.addTraps(); err != nil {
+	if err := m.traps.Attach(m.vm, m.sys); err != nil {
 		return nil, err
 	}
 	if err := m.addDevices(); err != nil {
@@ -225,9 +226,12 @@ func (m *Machine) Ranges() []hypervisor.Range { return m.mem.Ranges() }
 // the other. The caller must not close it.
 func (m *Machine) MemoryFile() *os.File { return m.mem.File() }
 
-// ReadPhys is hypervisor.Memory's.
+// ReadPhys is hypervisor.Memory's. It reads what the guest had there before any
+// breakpoint.
 func (m *Machine) ReadPhys(p []byte, gpa hypervisor.PhysAddr) (int, error) {
-	return m.mem.ReadPhys(p, gpa)
+	n, err := m.mem.ReadPhys(p, gpa)
+	m.traps.Original(p[:n], gpa)
+	return n, err
 }
 
 // WritePhys is hypervisor.Writer's. A breakpoint that is planted there stays.

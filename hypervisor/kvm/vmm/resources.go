@@ -6,10 +6,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/disk"
 )
 
 // Resources are the open files that a machine is made of. Whoever has the rights
@@ -18,10 +21,12 @@ import (
 type Resources struct {
 	KVM *os.File
 	// Userfault is /dev/userfaultfd; nil where the host has none.
-	Userfault  *os.File
-	Kernel     *os.File
-	Initrd     *os.File // nil: none
-	Disks      []*os.File
+	Userfault *os.File
+	Kernel    *os.File
+	Initrd    *os.File // nil: none
+	// Disks are, for each, the image and the files that it stands on, top first,
+	// locked.
+	Disks      [][]*os.File
 	Taps       []*os.File
 	VHostNets  []*os.File // by network card; nil: none
 	VHostVsock *os.File
@@ -71,15 +76,11 @@ func Open(c *Config) (_ *Resources, err error) {
 		}
 	}
 	for _, d := range c.Disks {
-		flags := os.O_RDWR
-		if d.ReadOnly {
-			flags = os.O_RDONLY
-		}
-		f, err := openRegular("disk", d.Path, flags)
+		files, err := disk.OpenFiles(d.Path, d.options())
 		if err != nil {
 			return nil, err
 		}
-		r.Disks = append(r.Disks, f)
+		r.Disks = append(r.Disks, files)
 	}
 	for i, n := range c.Nets {
 		f, err := openTap(n.Tap)
@@ -185,7 +186,7 @@ func openTap(name string) (*os.File, error) {
 // fields are the files in the order in which they are handed on.
 func (r *Resources) fields() []**os.File {
 	fs := []**os.File{&r.KVM, &r.Userfault, &r.Kernel, &r.Initrd, &r.VHostVsock}
-	for _, list := range [][]*os.File{r.Disks, r.Taps, r.VHostNets} {
+	for _, list := range append(slices.Clone(r.Disks), r.Taps, r.VHostNets) {
 		for i := range list {
 			fs = append(fs, &list[i])
 		}
@@ -195,14 +196,26 @@ func (r *Resources) fields() []**os.File {
 
 // handover says which of the files exist; it goes along with Files.
 type handover struct {
-	Disks, Taps, VHostNets int
-	Names                  []string // of each field; empty: none
+	Disks           []int // files of each
+	Taps, VHostNets int
+	Names           []string // of each field; empty: none
+}
+
+// maxChain is more than package disk lets an image have below it.
+const maxChain = 64
+
+// options are those of the image.
+func (d *DiskConfig) options() disk.Options {
+	return disk.Options{ReadOnly: d.ReadOnly, Format: d.Format, ID: d.Serial}
 }
 
 // Files returns the open files, and a text from which ResourcesFrom knows which
 // is which.
 func (r *Resources) Files() ([]*os.File, string, error) {
-	h := handover{Disks: len(r.Disks), Taps: len(r.Taps), VHostNets: len(r.VHostNets)}
+	h := handover{Taps: len(r.Taps), VHostNets: len(r.VHostNets)}
+	for _, d := range r.Disks {
+		h.Disks = append(h.Disks, len(d))
+	}
 	var files []*os.File
 	for _, f := range r.fields() {
 		name := ""
@@ -222,10 +235,16 @@ func ResourcesFrom(text string, fds []uintptr) (*Resources, error) {
 	if err := json.NewDecoder(strings.NewReader(text)).Decode(&h); err != nil {
 		return nil, fmt.Errorf("handed-over files: %w", err)
 	}
-	if min(h.Disks, h.Taps, h.VHostNets) < 0 || h.Disks > maxDisks || max(h.Taps, h.VHostNets) > maxNets {
+	if min(h.Taps, h.VHostNets) < 0 || len(h.Disks) > maxDisks || max(h.Taps, h.VHostNets) > maxNets {
 		return nil, errors.New("handed-over files: more than a machine has")
 	}
-	r := &Resources{Disks: make([]*os.File, h.Disks), Taps: make([]*os.File, h.Taps), VHostNets: make([]*os.File, h.VHostNets)}
+	r := &Resources{Taps: make([]*os.File, h.Taps), VHostNets: make([]*os.File, h.VHostNets)}
+	for _, n := range h.Disks {
+		if n < 1 || n > maxChain {
+			return nil, fmt.Errorf("handed-over files: a disk of %d files", n)
+		}
+		r.Disks = append(r.Disks, make([]*os.File, n))
+	}
 	fields := r.fields()
 	if len(fields) != len(h.Names) {
 		return nil, fmt.Errorf("handed-over files: %d names for %d files", len(h.Names), len(fields))

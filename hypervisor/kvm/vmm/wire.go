@@ -1,6 +1,7 @@
 package vmm
 
 import (
+	"errors"
 	"fmt"
 	"io"
 
@@ -10,13 +11,20 @@ import (
 	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/bus"
 	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/cpuid"
 	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/device"
+	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/disk"
 	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/layout"
+	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/pci"
+	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/virtio"
+	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/virtio/block"
 )
 
 // devices are the ones that the machine itself speaks to.
 type devices struct {
 	serial *device.Serial
 	power  *device.Power
+	pci    *pci.Host
+	virtio []*virtio.Device
+	disks  []disk.Disk
 }
 
 // setCPUID tells the vCPUs what they are.
@@ -59,7 +67,6 @@ func (m *Machine) addDevices() error {
 		{layout.PortPMEvents, 12, m.devices.power},
 		{layout.PortRTC, 2, rtc},
 		{layout.PortKeyboard, 5, device.NewKeyboard(reset)},
-		{layout.PortReset, 1, device.NewResetPort(reset)},
 		{layout.PortPVPanic, 1, device.NewPanic(m.panicked)},
 	} {
 		if err := m.ports.Add(d.base, d.size, d.h); err != nil {
@@ -67,10 +74,61 @@ func (m *Machine) addDevices() error {
 		}
 	}
 	m.parts = append(m.parts, part{name: "serial", saved: m.devices.serial}, part{name: "power", saved: m.devices.power}, part{name: "rtc", saved: rtc})
+	host, err := pci.NewHost(pci.Config{
+		Ports: &m.ports, MMIO: &m.mmio, MSI: m.vm, Line: m.vm.Line, ResetPort: device.NewResetPort(reset), Logger: m.log,
+	})
+	if err != nil {
+		return err
+	}
+	m.devices.pci = host
+	m.parts = append(m.parts, part{name: "pci", saved: host})
+	return m.addDisks()
+}
+
+// addVirtio puts a device into the next slot: the order is part of what a saved
+// machine stands on.
+func (m *Machine) addVirtio(name string, kind virtio.Kind) error {
+	d, err := virtio.New(m.devices.pci, virtio.Resources{Memory: m.mem, Doorbells: m.vm, Logger: m.log}, kind)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	m.devices.virtio = append(m.devices.virtio, d)
+	m.parts = append(m.parts, part{name: name, saved: d, works: d})
 	return nil
 }
 
-func (m *Machine) closeDevices() error { return nil }
+func (m *Machine) addDisks() error {
+	for i, c := range m.cfg.Disks {
+		o := c.options()
+		files := m.res.Disks[i]
+		o.Backing = files[1:]
+		m.res.Disks[i] = nil // the disk's now, also when it cannot be opened
+		d, err := disk.OpenFile(files[0], o)
+		if err != nil {
+			return fmt.Errorf("disk %s: %w", c.Path, err)
+		}
+		m.devices.disks = append(m.devices.disks, d)
+		if err := m.addVirtio(fmt.Sprintf("disk%d", i), block.New(d, block.Options{Queues: m.cfg.CPUs, Logger: m.log})); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// closeDevices is called when no vCPU runs any more.
+func (m *Machine) closeDevices() error {
+	var errs []error
+	for _, d := range m.devices.virtio {
+		errs = append(errs, d.Close())
+	}
+	if m.devices.pci != nil {
+		errs = append(errs, m.devices.pci.Close())
+	}
+	for _, d := range m.devices.disks {
+		errs = append(errs, d.Close())
+	}
+	return errors.Join(errs...)
+}
 
 func (m *Machine) panicked(k device.PanicKind) {
 	detail := ""

@@ -1,6 +1,7 @@
 package labtest
 
 import (
+	"flag"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -37,7 +38,14 @@ func NestedGroup(t *testing.T, cfg lab.NestedConfig, fn func(t *testing.T)) {
 		fn(t)
 		return
 	}
-	runNested(t, "^"+t.Name()+"$", t.Name()+"/", cfg)
+	run := "^" + t.Name() + "$"
+	// What of the group was asked for (go test -run TestX/part).
+	if f := flag.Lookup("test.run"); f != nil {
+		if _, part, ok := strings.Cut(f.Value.String(), "/"); ok {
+			run += "/" + part
+		}
+	}
+	runNested(t, run, t.Name()+"/", cfg)
 }
 
 // runNested reports the tests whose names begin with prefix, without it.
