@@ -3,6 +3,7 @@ package vmm
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/vantage-vmi/vantage/hypervisor"
@@ -262,4 +263,14 @@ func (m *Machine) Reset(ctx context.Context) error {
 func (m *Machine) Stop() {
 	m.request(request{kind: endStopped})
 	<-m.done
+}
+
+// Hold stops the vCPUs, beside what Pause and other holds do, until release is
+// called, which may be done several times.
+func (m *Machine) Hold(context.Context) (release func(), err error) {
+	if m.ended() {
+		return nil, hypervisor.ErrGone
+	}
+	m.vm.Stop()
+	return sync.OnceFunc(m.vm.Go), nil
 }

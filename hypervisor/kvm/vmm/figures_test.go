@@ -1,0 +1,133 @@
+package vmm
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vantage-vmi/vantage/internal/lab"
+	"github.com/vantage-vmi/vantage/internal/lab/labtest"
+)
+
+// envFigures lets TestFigures measure; the benchmark program sets it.
+const envFigures = "VANTAGE_FIGURES"
+
+// TestFigures compares a machine with QEMU on KVM: the same kernel, initramfs,
+// memory, disk and work, in turn, under nested paging. It prints a line a figure
+// for internal/bench, and holds nothing: promises are held there.
+func TestFigures(t *testing.T) {
+	if os.Getenv(envFigures) == "" {
+		t.Skip("measures for minutes: make bench runs it")
+	}
+	k := labtest.Kernel(t, lab.Bookworm)
+	labtest.NestedGroup(t, lab.NestedConfig{
+		Timeout: 30 * time.Minute, InnerKernel: k, GuestModules: guestModules,
+		Env: []string{envFigures + "=1"},
+	}, func(t *testing.T) {
+		t.Run("AgainstQEMU", func(t *testing.T) { againstQEMU(t, k) })
+	})
+}
+
+// work is what the guest does: each line "FIGURE name seconds".
+const work = `
+clock() { cut -d' ' -f1 /proc/uptime; }
+measure() { name=$1; shift; a=$(clock); "$@" >/dev/null 2>&1; b=$(clock); echo "FIGURE $name $(echo "$b $a" | awk '{print $1-$2}')"; }
+dd if=/dev/zero of=/tmp/data bs=1M count=32 2>/dev/null
+measure cpu sha256sum /tmp/data
+measure memory sh -c 'for i in 1 2 3 4; do cat /tmp/data > /tmp/copy; rm /tmp/copy; done'
+measure disk dd if=/dev/vda of=/dev/null bs=1M iflag=direct
+`
+
+// run is what one boot gave, in seconds: "boot", and the names of work.
+type run map[string]float64
+
+var figureLine = regexp.MustCompile(`FIGURE (\w+) ([0-9.]+)`)
+
+func (r run) read(console string) {
+	for _, m := range figureLine.FindAllStringSubmatch(console, -1) {
+		if v, err := strconv.ParseFloat(m[2], 64); err == nil {
+			r[m[1]] = v
+		}
+	}
+}
+
+func againstQEMU(t *testing.T, k *lab.Kernel) {
+	const disk, memory = 128 << 20, 512
+	initrd := initramfs(t, k, "echo "+ready+"\nmount -t tmpfs tmp /tmp\n"+work+"poweroff -f", "virtio_pci", "virtio_blk")
+	image := filepath.Join(t.TempDir(), "disk.raw")
+	if err := os.WriteFile(image, make([]byte, disk), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ours := func() run {
+		start := time.Now()
+		m, c := machine(t, Config{
+			Memory: memory << 20, CPUs: 1, Kernel: k.Image, CommandLine: kernelLine, Initrd: initrd,
+			Disks: []DiskConfig{{Path: image, Format: "raw"}},
+		}, Options{})
+		c.wait(t, ready, 1, bootTime)
+		r := run{"boot": time.Since(start).Seconds()}
+		ended(t, m, c)
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+		r.read(c.String())
+		return r
+	}
+	theirs := func() run {
+		start := time.Now()
+		cmd := exec.CommandContext(t.Context(), "qemu-system-x86_64", "-accel", "kvm", "-M", "pc", "-cpu", "host", "-m", fmt.Sprint(memory),
+			"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
+			"-kernel", k.Image, "-initrd", initrd, "-append", kernelLine,
+			"-drive", "file="+image+",format=raw,if=none,id=d", "-device", "virtio-blk-pci,drive=d")
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd.Stderr = os.Stderr
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		r := run{}
+		var text strings.Builder
+		for lines := bufio.NewScanner(io.TeeReader(out, &text)); lines.Scan(); {
+			if strings.Contains(lines.Text(), ready) {
+				r["boot"] = time.Since(start).Seconds()
+			}
+		}
+		if err := cmd.Wait(); err != nil {
+			t.Fatalf("qemu: %v\n%s", err, text.String())
+		}
+		r.read(text.String())
+		return r
+	}
+	theirs() // warms the page cache
+	ratios, mine, qemus := map[string][]float64{}, map[string][]float64{}, map[string][]float64{}
+	for range 5 {
+		a, b := ours(), theirs()
+		for name := range b {
+			if a[name] == 0 || b[name] == 0 {
+				t.Errorf("%s: %v against %v", name, a[name], b[name])
+				continue
+			}
+			ratios[name] = append(ratios[name], a[name]/b[name])
+			mine[name], qemus[name] = append(mine[name], a[name]), append(qemus[name], b[name])
+		}
+	}
+	for name, r := range ratios {
+		fmt.Printf("BENCH against-qemu %s ratio %.3f ours %.3f qemu %.3f\n", name, median(r), median(mine[name]), median(qemus[name]))
+	}
+}
+
+func median(v []float64) float64 {
+	v = slices.Sorted(slices.Values(v))
+	return v[len(v)/2]
+}
