@@ -86,6 +86,7 @@ func run(ctx context.Context, o options) error {
 		{"what looks at the guest cost", lookFigures},
 		{"ps and modules against the crash utility", crashFigures},
 		{"virtual reads against memcpy", readFigures},
+		{"the core against QEMU, and what its traps cost", coreFigures},
 	} {
 		fmt.Fprintln(os.Stderr, "bench:", m.what)
 		fs, err := m.do(ctx, o, ram)

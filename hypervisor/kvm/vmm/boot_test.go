@@ -164,6 +164,7 @@ func TestUnderNPT(t *testing.T) {
 		t.Run("BootPVH", func(t *testing.T) { testBoot(t, &elf, 2) })
 		t.Run("Disk", func(t *testing.T) { testDisk(t, k, 1) })
 		t.Run("DiskNewerSMP", func(t *testing.T) { testDisk(t, newer, 4) })
+		t.Run("Save", func(t *testing.T) { testSave(t, k, 2) })
 		t.Run("RebootAndReset", func(t *testing.T) { testReboot(t, k) })
 		t.Run("Panic", func(t *testing.T) { testPanic(t, k) })
 		t.Run("PowerButton", func(t *testing.T) { testPowerButton(t, k) })

@@ -123,7 +123,7 @@ func againstQEMU(t *testing.T, k *lab.Kernel) {
 		}
 	}
 	for name, r := range ratios {
-		fmt.Printf("BENCH against-qemu %s ratio %.3f ours %.3f qemu %.3f\n", name, median(r), median(mine[name]), median(qemus[name]))
+		fmt.Printf("BENCH %s %.3f %.3f s against %.3f s, medians of 5 in turn\n", name, median(r), median(mine[name]), median(qemus[name]))
 	}
 }
 

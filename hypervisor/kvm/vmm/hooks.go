@@ -56,27 +56,3 @@ func (m *Machine) RemoveTrap(ctx context.Context, id hypervisor.TrapID) error {
 	}
 	return err
 }
-
-// StartDirty is hypervisor.DirtyTracker's.
-func (m *Machine) StartDirty(ctx context.Context) error {
-	if m.ended() {
-		return hypervisor.ErrGone
-	}
-	return m.traps.StartDirty(ctx)
-}
-
-// Dirty is hypervisor.DirtyTracker's.
-func (m *Machine) Dirty(ctx context.Context) ([]hypervisor.Range, error) {
-	if m.ended() {
-		return nil, hypervisor.ErrGone
-	}
-	return m.traps.Dirty(ctx)
-}
-
-// StopDirty is hypervisor.DirtyTracker's.
-func (m *Machine) StopDirty(ctx context.Context) error {
-	if m.ended() {
-		return nil
-	}
-	return m.traps.StopDirty(ctx)
-}

@@ -106,11 +106,7 @@ func (m *Machine) manage() {
 // finish ends the machine.
 func (m *Machine) finish(r request) {
 	m.vm.Halt()
-	for _, p := range m.parts {
-		if p.works != nil {
-			p.works.Quiesce()
-		}
-	}
+	m.quiesce()
 	kinds := map[endKind]EventKind{doReset: EventReset, endPowerOff: EventPowerOff, endStopped: EventStopped, endFailed: EventFailed}
 	m.outcome = Outcome{Kind: kinds[r.kind], Err: r.err}
 	detail := ""
@@ -160,11 +156,7 @@ func (m *Machine) reset(r request) error {
 		return fmt.Errorf("a vCPU waits for the answer to a trap: %w", err)
 	}
 	m.event(r.event, "")
-	for _, p := range m.parts {
-		if p.works != nil {
-			p.works.Quiesce()
-		}
-	}
+	m.quiesce()
 	for i, p := range m.parts {
 		if err := p.saved.RestoreState(m.power.parts[i]); err != nil {
 			return fmt.Errorf("%s: %w", p.name, err)
@@ -177,11 +169,7 @@ func (m *Machine) reset(r request) error {
 	if err := m.load(); err != nil {
 		return err
 	}
-	for _, p := range m.parts {
-		if p.works != nil {
-			p.works.Resume()
-		}
-	}
+	m.unquiesce()
 	return nil
 }
 

@@ -48,6 +48,7 @@ type Machine struct {
 	parts       []part // the devices, in the order in which they were made
 	devices     devices
 	traps       *trap.Engine
+	changes     changes
 
 	power struct {
 		cpus  *cpustate.State // as when the machine was switched on
@@ -154,11 +155,7 @@ func (m *Machine) run() {
 	m.started = true
 	m.manager.Go(m.manage)
 	m.manager.Go(m.tell)
-	for _, p := range m.parts {
-		if p.works != nil {
-			p.works.Resume()
-		}
-	}
+	m.unquiesce()
 	m.vm.Start()
 }
 

@@ -54,6 +54,7 @@ func loadELF(mem Memory, c Config) (regs hypervisor.Registers, err error) {
 			return regs, fmt.Errorf("%w: %w", ErrMemory, err)
 		}
 		clear(zero)
+		mem.Dirtied(start+hypervisor.PhysAddr(p.Filesz), p.Memsz-p.Filesz)
 		end = max(end, segment)
 	}
 	if entry < layout.Megabyte || entry >= end {
