@@ -276,16 +276,30 @@ func FuzzRead(f *testing.F) {
 	}
 	f.Add(memory, manifest)
 	f.Add(memory[:100], []byte(`{"version":1}`))
+	into := newRAM(300 * 4096)
 	f.Fuzz(func(t *testing.T, memory, manifest []byte) {
-		d := folder(t.TempDir())
-		for name, b := range map[string][]byte{fileMemory: memory, fileManifest: manifest} {
-			if err := os.WriteFile(filepath.Join(string(d), name), b, 0o600); err != nil {
-				t.Fatal(err)
-			}
-		}
+		d := files{fileMemory: memory, fileManifest: manifest, fileState: []byte("{}")}
 		_, _ = Verify(d, nil)
 		// Blocks too that no manifest stands for.
-		into := newRAM(300 * 4096)
 		_ = ReadMemory(d, m, into.view, nil)
 	})
+}
+
+// files is a Folder of files in memory.
+type files map[string][]byte
+
+func (f files) Create(string) (*os.File, error) { return nil, os.ErrPermission }
+
+func (f files) Open(name string) (*os.File, error) {
+	b, ok := f[name]
+	if !ok {
+		return nil, os.ErrNotExist
+	}
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	file := os.NewFile(uintptr(fd), name)
+	_, err = file.WriteAt(b, 0)
+	return file, err
 }
