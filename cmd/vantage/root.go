@@ -175,6 +175,7 @@ existing file means image:.`,
 	)...)
 	root.AddCommand(
 		a.vmsCommand(), a.scanCommand(), a.policyCommand(), a.demoCommand(), a.versionCommand(), a.pauseGuardCommand(),
+		a.runCommand(), a.machineProcessCommand(),
 	)
 	root.SetUsageTemplate(root.UsageTemplate() + "\n" + exitHelp + "\n")
 	return root

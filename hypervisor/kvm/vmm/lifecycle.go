@@ -117,6 +117,9 @@ func (m *Machine) finish(r request) {
 	if r.answer != nil {
 		r.answer <- nil
 	}
+	if m.devices.console != nil {
+		m.devices.console.close()
+	}
 	close(m.done)
 	// Requests that came too late are not done: their senders see done.
 	m.life.Lock() // event is called with life held, or by threads that are gone

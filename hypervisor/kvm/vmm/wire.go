@@ -1,6 +1,7 @@
 package vmm
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -20,11 +21,12 @@ import (
 
 // devices are the ones that the machine itself speaks to.
 type devices struct {
-	serial *device.Serial
-	power  *device.Power
-	pci    *pci.Host
-	virtio []*virtio.Device
-	disks  []disk.Disk
+	serial  *device.Serial
+	console *consoleOut // nil: no one reads it
+	power   *device.Power
+	pci     *pci.Host
+	virtio  []*virtio.Device
+	disks   []disk.Disk
 }
 
 // setCPUID tells the vCPUs what they are.
@@ -51,9 +53,10 @@ func (m *Machine) addDevices() error {
 			high = r.Size
 		}
 	}
-	out := m.opt.Console
-	if m.cfg.Console == ConsoleNone {
-		out = nil
+	var out io.Writer
+	if m.opt.Console != nil && m.cfg.Console != ConsoleNone {
+		m.devices.console = newConsoleOut(m.opt.Console, m.log)
+		out = m.devices.console
 	}
 	m.devices.serial = device.NewSerial(m.vm.Line(layout.IRQCOM1), out)
 	m.devices.power = device.NewPower(m.vm.Line(layout.IRQSCI), func() { m.stopFor(endPowerOff, EventPowerOff) })
@@ -127,6 +130,9 @@ func (m *Machine) closeDevices() error {
 	for _, d := range m.devices.disks {
 		errs = append(errs, d.Close())
 	}
+	if m.devices.console != nil {
+		m.devices.console.close()
+	}
 	return errors.Join(errs...)
 }
 
@@ -179,4 +185,9 @@ func (m *Machine) load() error {
 		return fmt.Errorf("kernel %s: %w", m.cfg.Kernel, err)
 	}
 	return m.vm.VCPUs()[0].SetRegisters(&regs)
+}
+
+// SetBalloon asks the guest to hold no more than size bytes.
+func (m *Machine) SetBalloon(_ context.Context, size uint64) error {
+	return &hypervisor.NotSupportedError{What: fmt.Sprintf("to hold no more than %d bytes", size), Driver: "kvm", Remedy: "start the VM with a balloon"}
 }

@@ -151,3 +151,6 @@ func readAll(f Folder, name string, most int64) ([]byte, error) {
 	}
 	return b, nil
 }
+
+// Files returns the names of the files of a saved machine.
+func Files() []string { return []string{fileManifest, fileState, fileMemory} }
