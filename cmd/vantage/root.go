@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vantage-vmi/vantage/hypervisor/image"
+	"github.com/vantage-vmi/vantage/hypervisor/kvm"
 	"github.com/vantage-vmi/vantage/hypervisor/qemu"
 	"github.com/vantage-vmi/vantage/internal/term"
 	"github.com/vantage-vmi/vantage/node"
@@ -139,8 +140,8 @@ patch to the host and no symbol file per kernel. It scans them with YARA, lets
 an OPA policy decide, and answers.
 
 A VM is named by what 'vantage vms' prints, or by URI: qemu:PID,
-qemu:/path/qmp.sock, qemu:NAME, image:/path/mem.lime. A bare path to an
-existing file means image:.`,
+qemu:/path/qmp.sock, qemu:NAME, kvm:NAME, image:/path/mem.lime. A bare path to
+an existing file means image:.`,
 		Example: `  vantage vms
   vantage ps web-1
   vantage scan web-1 db-1 --rules rules/ --respond
@@ -175,7 +176,8 @@ existing file means image:.`,
 	)...)
 	root.AddCommand(
 		a.vmsCommand(), a.scanCommand(), a.policyCommand(), a.demoCommand(), a.versionCommand(), a.pauseGuardCommand(),
-		a.runCommand(), a.machineProcessCommand(),
+		a.runCommand(), a.machineProcessCommand(), a.stopCommand(), a.resetCommand(),
+		a.pauseCommand(), a.resumeCommand(), a.saveCommand(),
 	)
 	root.SetUsageTemplate(root.UsageTemplate() + "\n" + exitHelp + "\n")
 	return root
@@ -208,7 +210,7 @@ func (a *app) node() (*node.Node, error) {
 		return nil, err
 	}
 	return node.New(node.Options{
-		Drivers:  []node.Driver{qemu.New(qemu.Options{Logger: log}), image.New(image.Options{})},
+		Drivers:  []node.Driver{qemu.New(qemu.Options{Logger: log}), kvm.New(kvm.Options{Logger: log}), image.New(image.Options{})},
 		CacheDir: a.cacheDir,
 		Logger:   log,
 	}), nil

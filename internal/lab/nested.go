@@ -41,6 +41,9 @@ type NestedConfig struct {
 	GuestModules []string
 	// Files adds files to the outer guest.
 	Files []File
+	// Programs adds programs of this machine with the libraries that they are
+	// linked with: /usr/bin/NAME there, by their path here.
+	Programs map[string]string
 	// Modules are more modules for the outer guest; KVM's are loaded anyway.
 	Modules []string
 
@@ -139,6 +142,13 @@ func (c NestedConfig) command() string {
 // nestedFiles collects what the outer guest needs besides busybox.
 func nestedFiles(ctx context.Context, cfg NestedConfig) ([]File, error) {
 	files := append([]File{{Path: "/lab/binary", Mode: 0o755, Host: cfg.Binary}}, cfg.Files...)
+	for name, host := range cfg.Programs {
+		p, err := programFiles(ctx, host, path.Join("/usr/bin", name))
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, p...)
+	}
 	if cfg.Bed != EPT && (cfg.QEMU || cfg.InnerKernel != nil) {
 		q, err := qemuFiles(ctx)
 		if err != nil {
