@@ -63,6 +63,7 @@ func (f *Fake) RemoveTrap(ctx context.Context, id hypervisor.TrapID) error {
 		return fmt.Errorf("trap %d: %w", id, hypervisor.ErrNotFound)
 	}
 	<-trap.running // its handler, when one runs, has ended
+	trap.running <- struct{}{}
 	return nil
 }
 

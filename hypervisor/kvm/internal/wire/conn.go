@@ -59,6 +59,11 @@ func (c *Conn) Send(m Message, timeout time.Duration) error {
 // but a passed deadline (SetReadDeadline) makes the connection useless.
 func (c *Conn) Receive() (Message, error) {
 	n, oobn, flags, _, err := c.c.ReadMsgUnix(c.in, c.oob)
+	if errors.Is(err, unix.ECONNRESET) {
+		// The peer has closed without having read all that we sent. That is told
+		// once; what it said before is still there.
+		n, oobn, flags, _, err = c.c.ReadMsgUnix(c.in, c.oob)
+	}
 	var files []*os.File
 	if oobn > 0 {
 		var ferr error
