@@ -286,5 +286,13 @@ func (v *VCPU) Wait(f func()) bool {
 	}
 }
 
+// Stopped reports whether the VM is stopped, or will be as soon as its vCPUs
+// stand. It may be called by any goroutine.
+func (vm *VM) Stopped() bool {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	return vm.stops > 0
+}
+
 // Closing reports whether the VM ends. It may be called by any goroutine.
 func (vm *VM) Closing() bool { return vm.closing.Load() }

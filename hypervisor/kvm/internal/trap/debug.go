@@ -131,6 +131,7 @@ func (e *Engine) arm(v *core.VCPU) {
 
 // Debug is core.Hooks': INT3, a debug register, a step.
 func (e *Engine) Debug(v *core.VCPU) bool {
+	e.late(v)
 	exception, _, dr6, _ := v.Run().Debug()
 	switch exception {
 	case kvmapi.ExceptionBP:

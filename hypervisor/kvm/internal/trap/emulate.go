@@ -14,6 +14,7 @@ import (
 // on a page without a slot, or it writes to a page that is watched and is more
 // than KVM knows (wide stores, CMPXCHG16B).
 func (e *Engine) InternalError(v *core.VCPU) bool {
+	e.late(v)
 	if sub, _ := v.Run().InternalError(); sub != kvmapi.InternalErrorEmulation {
 		return false
 	}

@@ -1,6 +1,7 @@
 package trap
 
 import (
+	"bytes"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -48,6 +49,7 @@ type pending struct {
 	valid   bool
 	blocked bool // its thread waits in the kernel
 	kicked  time.Time
+	before  []byte // the page, when it was opened for the vCPU to come out
 }
 
 // patience is how long a vCPU has to answer a signal, before it is taken for one
@@ -135,7 +137,13 @@ func (e *Engine) note(frame hypervisor.Frame, thread int) {
 		e.unprotect(frame)
 		e.vcpus[i].opened = append(e.vcpus[i].opened, frame)
 	default:
-		f.pending[i] = pending{frame: frame, valid: true, blocked: true}
+		// A write by the kernel itself (it emulates the instruction) is tried, and
+		// faults, over and over while a signal is pending.
+		p := &f.pending[i]
+		if !p.valid || p.frame != frame {
+			*p = pending{frame: frame, valid: true}
+		}
+		p.blocked = true
 		f.count()
 	}
 }
@@ -226,6 +234,9 @@ func (e *Engine) Release() {
 		if !p.kicked.IsZero() && time.Since(p.kicked) >= patience {
 			f.slow = true
 		}
+		if view, err := e.mem.View(p.frame.Addr(), hypervisor.PageSize); err == nil {
+			p.before = slices.Clone(view)
+		}
 		e.unprotect(p.frame)
 		f.released = append(f.released, p.frame)
 	}
@@ -288,17 +299,17 @@ func (e *Engine) closePage(frame hypervisor.Frame) {
 }
 
 // dropFault forgets that v waits: it is out.
-func (e *Engine) dropFault(v *core.VCPU) (hypervisor.Frame, bool) {
+func (e *Engine) dropFault(v *core.VCPU) pending {
 	f := &e.faults
 	if f.waiting.Load() == 0 {
-		return 0, false
+		return pending{}
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	p := f.pending[v.Index()]
 	f.pending[v.Index()] = pending{}
 	f.count()
-	return p.frame, p.valid
+	return p
 }
 
 // Interrupted is core.Hooks': v may have been brought out of a fault.
@@ -306,13 +317,68 @@ func (e *Engine) Interrupted(v *core.VCPU) {
 	if e.faults.waiting.Load() == 0 {
 		return
 	}
-	if frame, ok := e.dropFault(v); ok {
-		e.faulted(v, frame)
+	if p := e.dropFault(v); p.valid {
+		if !e.landed(v, p) {
+			e.faulted(v, p.frame)
+		}
 		return
 	}
 	if frame, ok := e.claim(v); ok {
 		e.faulted(v, frame)
 	}
+}
+
+// late is called by the hooks of other exits: v has come out of a fault by one of
+// these, so that the write has landed.
+func (e *Engine) late(v *core.VCPU) {
+	if e.faults.waiting.Load() == 0 {
+		return
+	}
+	if p := e.dropFault(v); p.valid && p.before != nil {
+		e.landed(v, p)
+	}
+}
+
+// landed tells of a write that KVM has done itself, in emulating an instruction,
+// while the page was open for v to come out. Handlers that skip or emulate it
+// change what is there. It returns false when nothing has changed there.
+func (e *Engine) landed(v *core.VCPU, p pending) bool {
+	view, err := e.mem.View(p.frame.Addr(), hypervisor.PageSize)
+	if err != nil || p.before == nil || bytes.Equal(p.before, view) {
+		return false
+	}
+	first, last := 0, len(view)-1
+	for p.before[first] == view[first] {
+		first++
+	}
+	for p.before[last] == view[last] {
+		last--
+	}
+	gpa, n := p.frame.Addr()+hypervisor.PhysAddr(first), last-first+1
+	ts := e.watching(hypervisor.AccessWrite, gpa, n)
+	if len(ts) == 0 {
+		return true
+	}
+	ev := e.event(v, hypervisor.TrapPage, hypervisor.AccessWrite)
+	ev.Addr, ev.Size, ev.Mechanism, ev.Landed = gpa, n, hypervisor.MechanismUserfault, true
+	ev.Old, ev.New = p.before[first:last+1], slices.Clone(view[first:last+1])
+	ev.Known = hypervisor.KnownAddr | hypervisor.KnownOld | hypervisor.KnownNew
+	e.lastWrite(v, &ev.Registers, gpa, ev.New).tell(ev)
+	a := e.tell(v, ts, ev)
+	put := ev.Old
+	switch a.verb {
+	case hypervisor.TrapEmulate:
+		put = make([]byte, n)
+		copy(put, a.value)
+		fallthrough
+	case hypervisor.TrapSkip, hypervisor.TrapDeny:
+		if !a.ended {
+			copy(view[first:], put)
+			e.mem.Dirtied(gpa, uint64(n))
+		}
+	}
+	e.behind(v, a)
+	return true
 }
 
 // claim looks whether v's instruction is one that a thread of the kernel waits
@@ -414,13 +480,13 @@ const (
 // writes what, and protects the pages again.
 func (e *Engine) writesLand(open []hypervisor.Frame) {
 	<-time.After(openTime)
-	var told []landed
+	var told []landing
 	e.vm.Still(func() {
 		e.faults.mu.Lock()
 		defer e.faults.mu.Unlock()
 		for _, frame := range open {
 			e.protect(frame)
-			told = append(told, landed{frame, e.watching(hypervisor.AccessWrite, frame.Addr(), hypervisor.PageSize)})
+			told = append(told, landing{frame, e.watching(hypervisor.AccessWrite, frame.Addr(), hypervisor.PageSize)})
 		}
 	})
 	e.faults.wg.Go(func() {
@@ -430,15 +496,15 @@ func (e *Engine) writesLand(open []hypervisor.Frame) {
 	})
 }
 
-// landed is a page that was written while it was open.
-type landed struct {
+// landing is a page that was written while it was open.
+type landing struct {
 	frame hypervisor.Frame
 	traps []*trap
 }
 
 // tellLanded tells handlers of a write that is done; nothing waits for what they
 // answer.
-func (e *Engine) tellLanded(l landed, index int) {
+func (e *Engine) tellLanded(l landing, index int) {
 	for _, t := range l.traps {
 		ok, dropped := t.admit()
 		if !ok {
@@ -464,7 +530,7 @@ func (e *Engine) closeOpened(v *core.VCPU) {
 	}
 	e.faults.mu.Unlock()
 	for _, frame := range opened {
-		e.tellLanded(landed{frame, e.watching(hypervisor.AccessWrite, frame.Addr(), hypervisor.PageSize)}, v.Index())
+		e.tellLanded(landing{frame, e.watching(hypervisor.AccessWrite, frame.Addr(), hypervisor.PageSize)}, v.Index())
 	}
 }
 

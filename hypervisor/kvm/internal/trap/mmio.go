@@ -9,6 +9,7 @@ import (
 
 // MMIO is core.Hooks': an access to a page whose slot is read-only or not there.
 func (e *Engine) MMIO(v *core.VCPU, gpa hypervisor.PhysAddr, data []byte, write bool) bool {
+	e.late(v)
 	view, err := e.mem.View(gpa, uint64(len(data)))
 	if err != nil {
 		return false // a device
@@ -92,14 +93,7 @@ func (e *Engine) mmioWrite(v *core.VCPU, gpa hypervisor.PhysAddr, view, data []b
 	ev.Old, ev.New = le(loadBytes(view), len(data)), bytes.Clone(data)
 	e.unplant(ev.Old, gpa)
 	ev.Known = hypervisor.KnownAddr | hypervisor.KnownOld | hypervisor.KnownNew
-	if last.addrKnown {
-		ev.Virt = hypervisor.VirtAddr(last.addr)
-		ev.Known |= hypervisor.KnownVirt
-	}
-	if last.ripKnown {
-		ev.Registers.RIP = last.before.RIP
-		ev.Known |= hypervisor.KnownRIP
-	}
+	last.tell(ev)
 	a := e.tell(v, append(lost, ts...), ev)
 	if a.ended {
 		return

@@ -85,6 +85,7 @@ func filter(traps []*trap) ([]kvmapi.MSRRange, error) {
 
 // MSR is core.Hooks'.
 func (e *Engine) MSR(v *core.VCPU, write bool) bool {
+	e.late(v)
 	index, value, reason := v.Run().MSR()
 	if reason != kvmapi.MSRExitReasonFilter {
 		return false

@@ -7,6 +7,7 @@ import (
 
 // IO is core.Hooks'.
 func (e *Engine) IO(v *core.VCPU, port uint16, data []byte, write bool) bool {
+	e.late(v)
 	if len(e.ports) == 0 {
 		return false
 	}

@@ -25,6 +25,18 @@ type written struct {
 	same      bool                 // all that were found are one, but for prefixes
 }
 
+// tell puts what is certain of the instruction into ev.
+func (w written) tell(ev *hypervisor.TrapEvent) {
+	if w.addrKnown {
+		ev.Virt = hypervisor.VirtAddr(w.addr)
+		ev.Known |= hypervisor.KnownVirt
+	}
+	if w.ripKnown {
+		ev.Registers.RIP = w.before.RIP
+		ev.Known |= hypervisor.KnownRIP
+	}
+}
+
 // lastWrite finds the instruction that wrote data at gpa. r is the state behind
 // it.
 func (e *Engine) lastWrite(v *core.VCPU, r *hypervisor.Registers, gpa hypervisor.PhysAddr, data []byte) (w written) {
