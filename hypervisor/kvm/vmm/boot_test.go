@@ -151,7 +151,7 @@ func machine(t *testing.T, cfg Config, opt Options) (*Machine, *console) {
 
 func TestUnderNPT(t *testing.T) {
 	k, newer := labtest.Kernel(t, lab.Bookworm), labtest.Kernel(t, lab.Trixie)
-	cfg := lab.NestedConfig{Timeout: 4 * time.Minute, InnerKernel: k, MoreKernels: []*lab.Kernel{newer}, GuestModules: guestModules}
+	cfg := lab.NestedConfig{Timeout: 70 * time.Second, InnerKernel: k, MoreKernels: []*lab.Kernel{newer}, GuestModules: guestModules, Modules: []string{"tun"}}
 	elf := *k
 	elf.Image = "/lab/vmlinux"
 	if !labtest.InsideNested() {
@@ -164,6 +164,9 @@ func TestUnderNPT(t *testing.T) {
 		t.Run("BootPVH", func(t *testing.T) { testBoot(t, &elf, 2) })
 		t.Run("Disk", func(t *testing.T) { testDisk(t, k, 1) })
 		t.Run("DiskNewerSMP", func(t *testing.T) { testDisk(t, newer, 4) })
+		t.Run("Net", func(t *testing.T) { testNet(t, k, 1) })
+		t.Run("NetNewerSMP", func(t *testing.T) { testNet(t, newer, 4) })
+		t.Run("Balloon", func(t *testing.T) { testBalloon(t, k) })
 		t.Run("Save", func(t *testing.T) { testSave(t, k, 2) })
 		t.Run("RebootAndReset", func(t *testing.T) { testReboot(t, k) })
 		t.Run("Panic", func(t *testing.T) { testPanic(t, k) })
@@ -173,13 +176,13 @@ func TestUnderNPT(t *testing.T) {
 }
 
 // guestModules are what the tests' guests load.
-var guestModules = []string{"pvpanic-mmio", "button", "evdev", "virtio_pci", "virtio_blk"}
+var guestModules = []string{"pvpanic-mmio", "button", "evdev", "virtio_pci", "virtio_blk", "virtio_net", "virtio_rng", "virtio_balloon", "virtio_console"}
 
 // kernelLine is quiet: a byte on the serial line is an exit, and the emulated
 // processor takes long for each.
 const kernelLine = "console=ttyS0 panic=-1 no_timer_check quiet"
 
-const bootTime = time.Minute
+const bootTime = 40 * time.Second
 
 func testBoot(t *testing.T, k *lab.Kernel, cpus int) {
 	start := time.Now()

@@ -2,9 +2,11 @@ package vmm
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 
 	"github.com/vantage-vmi/vantage/hypervisor"
 	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/acpi"
@@ -16,7 +18,12 @@ import (
 	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/layout"
 	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/pci"
 	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/virtio"
+	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/virtio/balloon"
 	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/virtio/block"
+	vconsole "github.com/vantage-vmi/vantage/hypervisor/kvm/internal/virtio/console"
+	vnet "github.com/vantage-vmi/vantage/hypervisor/kvm/internal/virtio/net"
+	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/virtio/rng"
+	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/virtio/vsock"
 )
 
 // devices are the ones that the machine itself speaks to.
@@ -26,6 +33,8 @@ type devices struct {
 	power   *device.Power
 	pci     *pci.Host
 	virtio  []*virtio.Device
+	balloon *balloon.Device  // nil: none
+	hvc     *vconsole.Device // nil: none
 	disks   []disk.Disk
 }
 
@@ -53,11 +62,7 @@ func (m *Machine) addDevices() error {
 			high = r.Size
 		}
 	}
-	var out io.Writer
-	if m.opt.Console != nil && m.cfg.Console != ConsoleNone {
-		m.devices.console = newConsoleOut(m.opt.Console, m.log)
-		out = m.devices.console
-	}
+	out := m.consoleWriter()
 	m.devices.serial = device.NewSerial(m.vm.Line(layout.IRQCOM1), out)
 	m.devices.power = device.NewPower(m.vm.Line(layout.IRQSCI), func() { m.stopFor(endPowerOff, EventPowerOff) })
 	rtc := device.NewRTC(low, high)
@@ -85,7 +90,7 @@ func (m *Machine) addDevices() error {
 	}
 	m.devices.pci = host
 	m.parts = append(m.parts, part{name: "pci", saved: host})
-	return m.addDisks()
+	return errors.Join(m.addDisks(), m.addNets(), m.addOthers())
 }
 
 // addVirtio puts a device into the next slot: the order is part of what a saved
@@ -118,11 +123,112 @@ func (m *Machine) addDisks() error {
 	return nil
 }
 
+func (m *Machine) addNets() error {
+	for i, c := range m.cfg.Nets {
+		mac, err := m.mac(i)
+		if err != nil {
+			return err
+		}
+		d, err := vnet.New(vnet.Options{
+			Tap: m.res.Taps[i], MAC: mac, MTU: c.MTU, VHost: m.res.VHostNets[i], Memory: m.mem, Logger: m.log,
+		})
+		if err != nil {
+			return fmt.Errorf("network card on %s: %w", c.Tap, err)
+		}
+		if err := m.addVirtio(fmt.Sprintf("net%d", i), d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mac returns the address of network card i: one that is not given is made from
+// the machine's name, so that it is the same the next time.
+func (m *Machine) mac(i int) (mac [6]byte, err error) {
+	if text := m.cfg.Nets[i].MAC; text != "" {
+		b, err := net.ParseMAC(text)
+		if err != nil || len(b) != len(mac) {
+			return mac, fmt.Errorf("mac %q: %w", text, err)
+		}
+		return [6]byte(b), nil
+	}
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s/%d", m.cfg.Name, i))
+	copy(mac[:], sum[:])
+	mac[0] = mac[0]&^3 | 2 // local, unicast
+	return mac, nil
+}
+
+// addOthers adds what a machine has at most one of.
+func (m *Machine) addOthers() error {
+	if m.cfg.RNG {
+		if err := m.addVirtio("rng", rng.New(rng.Options{})); err != nil {
+			return err
+		}
+	}
+	if m.cfg.Balloon {
+		d, err := balloon.New(discarder{m}, m.mem.Size())
+		if err != nil {
+			return err
+		}
+		m.devices.balloon = d
+		if err := m.addVirtio("balloon", d); err != nil {
+			return err
+		}
+	}
+	if m.cfg.Console == ConsoleVirtio {
+		d, err := vconsole.New(m.consoleWriter())
+		if err != nil {
+			return err
+		}
+		m.devices.hvc = d
+		if err := m.addVirtio("console", d); err != nil {
+			return err
+		}
+	}
+	if m.cfg.VsockCID != 0 {
+		d, err := vsock.New(m.res.VHostVsock, m.cfg.VsockCID, m.mem)
+		if err != nil {
+			return fmt.Errorf("vsock: %w", err)
+		}
+		return m.addVirtio("vsock", d)
+	}
+	return nil
+}
+
+// discarder gives the guest's free memory back to the host.
+type discarder struct{ m *Machine }
+
+// Discard is balloon.Memory's.
+func (d discarder) Discard(gpa hypervisor.PhysAddr, size uint64) error {
+	if err := d.m.mem.Discard(gpa, size); err != nil {
+		return err
+	}
+	d.m.traps.Discarded(hypervisor.Range{Start: gpa, Size: size})
+	return nil
+}
+
+// SetBalloon asks the guest to hold no more than size bytes.
+func (m *Machine) SetBalloon(_ context.Context, size uint64) error {
+	if m.ended() {
+		return hypervisor.ErrGone
+	}
+	if m.devices.balloon == nil {
+		return &hypervisor.NotSupportedError{What: "asking the guest for memory", Driver: "kvm", Remedy: "start the VM with a balloon"}
+	}
+	return m.devices.balloon.SetTarget(m.mem.Size() - min(size, m.mem.Size()))
+}
+
 // closeDevices is called when no vCPU runs any more.
 func (m *Machine) closeDevices() error {
 	var errs []error
 	for _, d := range m.devices.virtio {
 		errs = append(errs, d.Close())
+	}
+	if m.devices.balloon != nil {
+		errs = append(errs, m.devices.balloon.Close())
+	}
+	if m.devices.hvc != nil {
+		errs = append(errs, m.devices.hvc.Close())
 	}
 	if m.devices.pci != nil {
 		errs = append(errs, m.devices.pci.Close())
@@ -134,6 +240,17 @@ func (m *Machine) closeDevices() error {
 		m.devices.console.close()
 	}
 	return errors.Join(errs...)
+}
+
+// consoleWriter returns where the guest's consoles print; nil: nowhere.
+func (m *Machine) consoleWriter() io.Writer {
+	if m.opt.Console == nil || m.cfg.Console == ConsoleNone {
+		return nil
+	}
+	if m.devices.console == nil {
+		m.devices.console = newConsoleOut(m.opt.Console, m.log)
+	}
+	return m.devices.console
 }
 
 func (m *Machine) panicked(k device.PanicKind) {
@@ -153,8 +270,13 @@ func (m *Machine) PowerButton() error {
 	return nil
 }
 
-// Type gives the guest's serial console input, and returns how many bytes it took.
-func (m *Machine) Type(p []byte) int { return m.devices.serial.Type(p) }
+// Type gives the guest's console input, and returns how many bytes it took.
+func (m *Machine) Type(p []byte) int {
+	if m.devices.hvc != nil {
+		return m.devices.hvc.Type(p)
+	}
+	return m.devices.serial.Type(p)
+}
 
 // load puts tables and kernel into memory and sets the boot processor's registers.
 func (m *Machine) load() error {
@@ -185,9 +307,4 @@ func (m *Machine) load() error {
 		return fmt.Errorf("kernel %s: %w", m.cfg.Kernel, err)
 	}
 	return m.vm.VCPUs()[0].SetRegisters(&regs)
-}
-
-// SetBalloon asks the guest to hold no more than size bytes.
-func (m *Machine) SetBalloon(_ context.Context, size uint64) error {
-	return &hypervisor.NotSupportedError{What: fmt.Sprintf("to hold no more than %d bytes", size), Driver: "kvm", Remedy: "start the VM with a balloon"}
 }

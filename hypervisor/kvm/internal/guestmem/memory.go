@@ -187,6 +187,22 @@ func (m *Memory) each(p []byte, op string, gpa hypervisor.PhysAddr, do func(view
 	return n, nil
 }
 
+// Discard gives whole pages back to the host: they read as zeros until someone
+// writes them. It returns an error that wraps hypervisor.ErrNotRAM unless all of
+// them lie in one range.
+func (m *Memory) Discard(gpa hypervisor.PhysAddr, size uint64) error {
+	off, room, ok := m.Offset(gpa)
+	if !ok || size > room || gpa.Offset() != 0 || size%hypervisor.PageSize != 0 {
+		return &hypervisor.AddressError{Op: "discard", Addr: gpa, Err: hypervisor.ErrNotRAM}
+	}
+	err := unix.Fallocate(int(m.file.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, int64(off), int64(size))
+	if err != nil {
+		return &hypervisor.AddressError{Op: "discard", Addr: gpa, Err: err}
+	}
+	m.Dirtied(gpa, size)
+	return nil
+}
+
 // TrackDirty begins to note what Dirtied says, or ends it.
 func (m *Memory) TrackDirty(on bool) {
 	if !on {

@@ -7,8 +7,6 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/vantage-vmi/vantage/hypervisor"
 	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/pci"
 	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/virtio/ring"
@@ -22,7 +20,7 @@ type Device struct {
 	log       *slog.Logger
 	fn        *pci.Function
 	gate      *gate
-	stop      int // eventfd that is readable while workers are to end
+	stop      *Event // set while workers are to end
 	offered   uint64
 	configLen int
 
@@ -79,12 +77,12 @@ func New(host *pci.Host, res Resources, kind Kind) (*Device, error) {
 	d.configLen = kind.Config(make([]byte, pageSize))
 	d.clear()
 	var err error
-	if d.stop, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
-		return nil, fmt.Errorf("virtio device: eventfd: %w", err)
+	if d.stop, err = NewEvent(); err != nil {
+		return nil, fmt.Errorf("virtio device: %w", err)
 	}
 	d.fn, err = host.Add(pci.Spec{
-		Vendor: pci.VendorVirtio, Device: pciDeviceBase + kind.Type(),
-		SubVendor: pci.VendorVirtio, SubDevice: pciDeviceBase + kind.Type(),
+		Vendor: pci.VendorVirtio, Device: pciDeviceBase + kind.ID(),
+		SubVendor: pci.VendorVirtio, SubDevice: pciDeviceBase + kind.ID(),
 		Class: kind.Class(), Revision: pciRevision,
 		BARs:         []pci.BAR{{Size: barSize, Handler: (*registers)(d)}},
 		Capabilities: d.capabilities(),
@@ -92,9 +90,9 @@ func New(host *pci.Host, res Resources, kind Kind) (*Device, error) {
 		Changed: d.accessChanged,
 	})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("virtio device: %w", err), unix.Close(d.stop))
+		return nil, errors.Join(fmt.Errorf("virtio device: %w", err), d.stop.Close())
 	}
-	d.log = d.log.With("virtio_type", kind.Type(), "slot", d.fn.Slot())
+	d.log = d.log.With("virtio_type", kind.ID(), "slot", d.fn.Slot())
 	return d, nil
 }
 
@@ -106,9 +104,7 @@ func (d *Device) Close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.halt()
-	err := unix.Close(d.stop)
-	d.stop = -1
-	return err
+	return d.stop.Close()
 }
 
 // clear sets the registers to what they are after a reset.
@@ -215,14 +211,14 @@ func (d *Device) halt() {
 		p.Pause()
 	}
 	d.gate.end(true)
-	_, _ = unix.Write(d.stop, []byte{1, 0, 0, 0, 0, 0, 0, 0}) // counts to one: it was zero
+	d.stop.Set()
 	for _, q := range d.running {
 		if q != nil {
 			q.bell.Ring()
 		}
 	}
 	d.workers.Wait()
-	_, _ = unix.Read(d.stop, make([]byte, 8))
+	d.stop.Clear()
 	d.kind.Stop()
 	for i, q := range d.running {
 		if q != nil {

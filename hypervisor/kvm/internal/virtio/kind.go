@@ -10,8 +10,8 @@ import (
 // Kind is what a device does, behind a Device that speaks to the guest. Its
 // methods other than Serve are called by the Device one at a time.
 type Kind interface {
-	// Type is TypeBlock and so on, Class the PCI class code.
-	Type() uint16
+	// ID is the type of device, TypeBlock and so on; Class is the PCI class code.
+	ID() uint16
 	Class() uint32
 	// Features are those offered, without the transport's.
 	Features() uint64

@@ -2,6 +2,7 @@ package virtio
 
 import (
 	"errors"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -47,11 +48,20 @@ func (q *Queue) Wait() bool {
 
 // WaitRead returns true when fd may have something to read, and false when Serve
 // is to return. The guest is not asked to tell of new chains meanwhile.
-func (q *Queue) WaitRead(fd int) bool {
+func (q *Queue) WaitRead(fd int) bool { return q.poll(fd, -1) }
+
+// Yield is Wait without a wait, for a Serve that has been busy for long.
+func (q *Queue) Yield() bool { return q.enter() }
+
+// Sleep returns true after some time, and false when Serve is to return.
+func (q *Queue) Sleep(d time.Duration) bool { return q.poll(-1, int(d.Milliseconds())+1) }
+
+// poll looks at no fd when that is negative: poll(2) leaves it out.
+func (q *Queue) poll(fd, timeout int) bool {
 	q.leave()
-	fds := [2]unix.PollFd{{Fd: int32(q.dev.stop), Events: unix.POLLIN}, {Fd: int32(fd), Events: unix.POLLIN}}
+	fds := [2]unix.PollFd{{Fd: int32(q.dev.stop.FD()), Events: unix.POLLIN}, {Fd: int32(fd), Events: unix.POLLIN}}
 	for {
-		_, err := unix.Poll(fds[:], -1)
+		_, err := unix.Poll(fds[:], timeout)
 		if err == nil || !errors.Is(err, unix.EINTR) {
 			return q.enter()
 		}
@@ -114,6 +124,10 @@ func (q *Queue) Waiting() bool {
 
 // Unpop puts the last n chains back that were popped and not pushed.
 func (q *Queue) Unpop(n int) { q.ring.Unpop(uint16(n)) }
+
+// Keep says that n of the chains that were popped last are only kept in hand
+// while Serve waits: a device that is saved meanwhile has not popped them.
+func (q *Queue) Keep(n int) { q.ring.Keep(uint16(n)) }
 
 // Push gives c back to the guest, with n bytes written to the beginning of its In
 // buffers. The guest sees it after Flush.

@@ -50,7 +50,7 @@ func (d *Device) SaveState() ([]byte, error) {
 	isr := d.isr.bits
 	d.isr.Unlock()
 	s := state{
-		Version: stateVersion, Type: d.kind.Type(), Function: function, Status: d.status.Load(),
+		Version: stateVersion, Type: d.kind.ID(), Function: function, Status: d.status.Load(),
 		DeviceSelect: d.deviceSelect, DriverSelect: d.driverSelect, Features: d.features,
 		ConfigVector: d.configVector.Load(), Generation: d.generation.Load(), ISR: isr,
 		QueueSelect: d.queueSelect,
@@ -119,8 +119,8 @@ func (d *Device) begin(s *state) error {
 	switch {
 	case s.Version != stateVersion:
 		return fmt.Errorf("version %d: want %d", s.Version, stateVersion)
-	case s.Type != d.kind.Type():
-		return fmt.Errorf("of a device of type %d: this is one of type %d", s.Type, d.kind.Type())
+	case s.Type != d.kind.ID():
+		return fmt.Errorf("of a device of type %d: this is one of type %d", s.Type, d.kind.ID())
 	case s.Status&^(statusOfDriver|statusNeedsReset) != 0:
 		return fmt.Errorf("status %#x", s.Status)
 	case s.Status&statusFeaturesOK != 0 && s.Features&^d.offered != 0:

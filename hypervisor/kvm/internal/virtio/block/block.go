@@ -70,8 +70,8 @@ func New(disk Disk, o Options) *Device {
 	return d
 }
 
-// Type is virtio.Kind's.
-func (d *Device) Type() uint16 { return virtio.TypeBlock }
+// ID is virtio.Kind's.
+func (d *Device) ID() uint16 { return virtio.TypeBlock }
 
 // Class is virtio.Kind's: mass storage, other.
 func (d *Device) Class() uint32 { return 0x018000 }

@@ -112,17 +112,8 @@ type guest struct {
 
 func newGuest(t *testing.T, disk *memDisk, o block.Options) *guest {
 	m := virtiotest.New(t)
-	dev, err := virtio.New(m.Host, virtio.Resources{Memory: m.Mem, Doorbells: m}, block.New(disk, o))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := dev.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	dev.Resume()
-	return &guest{t, m, dev, m.Find(t, dev.Slot()), disk}
+	dev, d := m.Attach(t, block.New(disk, o))
+	return &guest{t, m, dev, d, disk}
 }
 
 // request is one with its buffers.

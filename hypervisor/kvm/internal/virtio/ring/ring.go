@@ -48,7 +48,7 @@ type Config struct {
 	EventIndex, Indirect bool
 }
 
-// Ring is a queue that is switched on. Pop, Unpop, Listen and Quiet are for one
+// Ring is a queue that is switched on. Pop, Unpop, Keep, Listen and Quiet are for one
 // goroutine at a time; Push and Publish are safe for concurrent use.
 type Ring struct {
 	mem               bus.Memory
@@ -59,6 +59,7 @@ type Ring struct {
 	indirect          bool
 
 	next uint16 // index of the chain that Pop takes next
+	kept uint16
 
 	mu        sync.Mutex
 	pushed    uint16 // index behind what was pushed
@@ -101,7 +102,7 @@ func (r *Ring) Size() int { return int(r.size) }
 func (r *Ring) Position() (next, used uint16) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.next, r.published
+	return r.next - r.kept, r.published
 }
 
 // SetPosition sets what Position returned, on a ring that has not been used.
@@ -134,6 +135,10 @@ func (r *Ring) Pop(c *Chain) (bool, error) {
 
 // Unpop puts the last n chains back that were popped and not pushed.
 func (r *Ring) Unpop(n uint16) { r.next -= n }
+
+// Keep says that n of the chains that were popped last are only kept in hand: to
+// Position they count as not popped.
+func (r *Ring) Keep(n uint16) { r.kept = n }
 
 // Push gives c back, with n bytes written to the beginning of its In buffers.
 // The guest sees it after Publish.

@@ -1,0 +1,9 @@
+package net_test
+
+import (
+	"testing"
+
+	"github.com/vantage-vmi/vantage/internal/lab/labtest"
+)
+
+func TestMain(m *testing.M) { labtest.Main(m) }
