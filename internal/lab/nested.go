@@ -51,6 +51,12 @@ type NestedConfig struct {
 	CPUs   int    // of the outer guest; 2 when zero, always 1 on bed EPT
 
 	Timeout time.Duration // for all of it; 10 minutes when zero
+
+	// Tries is how often labtest.NestedGroup tries what fails, in a new outer guest;
+	// once when zero. QEMU 7.2's emulation of SVM loses an exit now and then, some one
+	// in 100,000: an inner guest then hangs or resets, and a group that boots a dozen
+	// stock kernels would fail by that alone. Each failure is in the test's log.
+	Tries int
 }
 
 // NestedResult is what a nested run gave.

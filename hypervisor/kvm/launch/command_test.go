@@ -21,7 +21,7 @@ import (
 // stock kernel under nested paging.
 func TestProgram(t *testing.T) {
 	k := labtest.Kernel(t, lab.Bookworm)
-	cfg := lab.NestedConfig{Timeout: 4 * time.Minute, InnerKernel: k, GuestModules: []string{"virtio_pci", "virtio_blk", "virtio_rng"}}
+	cfg := lab.NestedConfig{Timeout: 5 * time.Minute, Tries: 2, InnerKernel: k, GuestModules: []string{"virtio_pci", "virtio_blk", "virtio_rng"}}
 	if !labtest.InsideNested() {
 		binary := filepath.Join(t.TempDir(), "vantage")
 		if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", binary, "../../../cmd/vantage").CombinedOutput(); err != nil {

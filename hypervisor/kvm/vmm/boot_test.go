@@ -151,7 +151,7 @@ func machine(t *testing.T, cfg Config, opt Options) (*Machine, *console) {
 
 func TestUnderNPT(t *testing.T) {
 	k, newer := labtest.Kernel(t, lab.Bookworm), labtest.Kernel(t, lab.Trixie)
-	cfg := lab.NestedConfig{Timeout: 70 * time.Second, InnerKernel: k, MoreKernels: []*lab.Kernel{newer}, GuestModules: guestModules, Modules: []string{"tun"}}
+	cfg := lab.NestedConfig{Timeout: 12 * time.Minute, Tries: 2, InnerKernel: k, MoreKernels: []*lab.Kernel{newer}, GuestModules: guestModules, Modules: []string{"tun"}}
 	elf := *k
 	elf.Image = "/lab/vmlinux"
 	if !labtest.InsideNested() {
@@ -182,7 +182,7 @@ var guestModules = []string{"pvpanic-mmio", "button", "evdev", "virtio_pci", "vi
 // processor takes long for each.
 const kernelLine = "console=ttyS0 panic=-1 no_timer_check quiet"
 
-const bootTime = 40 * time.Second
+const bootTime = 90 * time.Second
 
 func testBoot(t *testing.T, k *lab.Kernel, cpus int) {
 	start := time.Now()

@@ -1,10 +1,13 @@
 package labtest
 
 import (
+	"errors"
 	"flag"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -57,9 +60,25 @@ func runNested(t *testing.T, run, prefix string, cfg lab.NestedConfig) {
 	if cfg.Binary == "" {
 		cfg.Binary = buildTest(t)
 	}
-	cfg.Args = append(cfg.Args, "-test.run="+run)
-	r, err := lab.RunNested(t.Context(), cfg)
-	check(t, err)
+	r := attempt(t, run, cfg)
+	for again := cfg.Tries - 1; again > 0; again-- {
+		part, failed := failedParts(r, prefix)
+		if r != nil && r.Passed && !failed {
+			break
+		}
+		if part != "" {
+			run = "^" + strings.TrimSuffix(prefix, "/") + "$/^(" + part + ")$"
+		}
+		t.Logf("tried again: %s", run)
+		next := attempt(t, run, cfg)
+		if r != nil && next != nil && part != "" {
+			next.Tests = append(passedOf(r, prefix), next.Tests...)
+		}
+		r = next
+	}
+	if r == nil {
+		t.FailNow() // attempt has told why
+	}
 	n := 0
 	for _, nt := range r.Tests {
 		name, ok := strings.CutPrefix(nt.Name, prefix)
@@ -84,6 +103,57 @@ func runNested(t *testing.T, run, prefix string, cfg lab.NestedConfig) {
 		t.Errorf("%d tests ran inside, passed: %v; the outer guest's console ends:\n%s",
 			n, r.Passed, lastBytes(r.Console, 16<<10))
 	}
+}
+
+// attempt runs the group once. What fails in one that is not the last is logged;
+// nil says that the outer guest did not come to an end.
+func attempt(t *testing.T, run string, cfg lab.NestedConfig) *lab.NestedResult {
+	t.Helper()
+	cfg.Args = append(slices.Clone(cfg.Args), "-test.run="+run)
+	r, err := lab.RunNested(t.Context(), cfg)
+	var died *lab.GuestError
+	switch {
+	case errors.As(err, &died):
+		t.Log(err)
+		return nil
+	case err != nil:
+		check(t, err)
+	}
+	for _, nt := range r.Tests {
+		if nt.Outcome != lab.OutcomePass && nt.Outcome != lab.OutcomeSkip {
+			t.Logf("inside: %s: %s\n%s", nt.Outcome, nt.Name, nt.Output)
+		}
+	}
+	return r
+}
+
+// failedParts returns a pattern of the subtests that did not pass.
+func failedParts(r *lab.NestedResult, prefix string) (pattern string, failed bool) {
+	if r == nil {
+		return "", true
+	}
+	var names []string
+	for _, nt := range r.Tests {
+		name, ok := strings.CutPrefix(nt.Name, prefix)
+		if !ok || nt.Outcome == lab.OutcomePass || nt.Outcome == lab.OutcomeSkip {
+			continue
+		}
+		name, _, _ = strings.Cut(name, "/")
+		if !slices.Contains(names, regexp.QuoteMeta(name)) {
+			names = append(names, regexp.QuoteMeta(name))
+		}
+	}
+	return strings.Join(names, "|"), len(names) > 0
+}
+
+// passedOf returns the subtests that did not fail.
+func passedOf(r *lab.NestedResult, prefix string) (tests []lab.NestedTest) {
+	for _, nt := range r.Tests {
+		if strings.HasPrefix(nt.Name, prefix) && (nt.Outcome == lab.OutcomePass || nt.Outcome == lab.OutcomeSkip) {
+			tests = append(tests, nt)
+		}
+	}
+	return tests
 }
 
 // buildTest builds the calling package's test binary (go test runs tests in the

@@ -168,7 +168,9 @@ func TestProbe(t *testing.T) {
 		func() error { return d.WriteV([][]byte{header[:512]}, 0) },
 		func() error { return d.WriteV([][]byte{header[:3], header[3:512]}, 0) },
 		func() error { return d.WriteV([][]byte{header}, 0) },
-		func() error { return errors.Join(d.WriteV([][]byte{header[2:512]}, 2), d.WriteV([][]byte{header[:2]}, 0)) },
+		func() error {
+			return errors.Join(d.WriteV([][]byte{header[2:512]}, 2), d.WriteV([][]byte{header[:2]}, 0))
+		},
 	} {
 		if err := write(); !errors.Is(err, ErrProbed) {
 			t.Errorf("a qcow2 header on a raw disk: %v", err)
