@@ -30,6 +30,7 @@ type runOptions struct {
 	detach   bool
 	noReboot bool
 	grace    time.Duration
+	sandbox  string
 }
 
 func (a *app) runCommand() *cobra.Command {
@@ -80,9 +81,11 @@ saved with, as for a clone: another name, another copy of its disks.`,
 	f.BoolVarP(&o.detach, "detach", "d", false, "return when the guest runs, and let it run on")
 	f.BoolVar(&o.noReboot, "no-reboot", false, "end where the guest would reset")
 	f.DurationVar(&o.grace, "grace", launch.DefaultGrace, "how long the guest may take to power off when asked")
+	f.StringVar(&o.sandbox, "sandbox", "on", "on: the machine's process has no rights but its machine; off")
 	f.BoolVar(&o.cfg.NoNestedPaging, "allow-slow-kvm", false, "run on a KVM without nested paging, too")
 	_ = f.MarkHidden("allow-slow-kvm")
 	completeFlag(cmd, "console", "stdio", "none", "file:")
+	completeFlag(cmd, "sandbox", "on", "off")
 	return cmd
 }
 
@@ -110,6 +113,9 @@ func (o *runOptions) config(cmd *cobra.Command) error {
 	}
 	if o.console != "stdio" && o.console != "none" && !strings.HasPrefix(o.console, "file:") {
 		return fmt.Errorf("--console %s: want stdio, none or file:PATH", o.console)
+	}
+	if o.sandbox != "on" && o.sandbox != "off" {
+		return fmt.Errorf("--sandbox %s: want on or off", o.sandbox)
 	}
 	if o.console == "stdio" && o.detach {
 		if given("console") {
@@ -243,7 +249,7 @@ func (a *app) machineProcessCommand() *cobra.Command {
 func (a *app) runMachine(ctx context.Context, o *runOptions) (err error) {
 	lo := launch.Options{
 		Config: o.cfg, Restore: o.restore, Command: []string{"/proc/self/exe", machineCommand},
-		Detach: o.detach, NoReboot: o.noReboot, Grace: o.grace, LogLevel: a.logLevel,
+		Detach: o.detach, NoSandbox: o.sandbox == "off", NoReboot: o.noReboot, Grace: o.grace, LogLevel: a.logLevel,
 		Events: a.machineEvent,
 	}
 	if !o.detach {

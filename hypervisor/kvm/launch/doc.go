@@ -39,7 +39,8 @@ const (
 	fdLeash   = 5 // ends when who holds the machine does
 	fdLock    = 6
 	fdSocket  = 7
-	fdFirst   = 8
+	fdProc    = 8 // /proc, until the machine is made
+	fdFirst   = 9
 )
 
 // status is one line of what the process tells.

@@ -17,6 +17,7 @@ import (
 
 	"github.com/vantage-vmi/vantage/hypervisor"
 	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/control"
+	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/jail"
 	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/wire"
 	"github.com/vantage-vmi/vantage/hypervisor/kvm/vmm"
 )
@@ -56,6 +57,9 @@ func (p *process) tell(s status) {
 // run makes the machine, serves it, and returns when it has ended; an error says
 // that it could not be started.
 func (p *process) run() (err error) {
+	if err := jail.Enter(); err != nil { // in a sandbox it does not return: see there
+		return fmt.Errorf("%w: or do without it (--sandbox=off)", err)
+	}
 	b, err := io.ReadAll(os.NewFile(fdSpec, "spec"))
 	if err == nil {
 		err = json.Unmarshal(b, &p.spec)
@@ -88,7 +92,13 @@ func (p *process) run() (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, p.m.Close()) }()
-	if p.server, err = control.New(p.m, control.Options{Logger: p.log}); err != nil {
+	proc := os.NewFile(fdProc, "/proc")
+	memory, err := control.Readable(p.m.MemoryFile(), proc)
+	proc.Close()
+	if err != nil {
+		return err
+	}
+	if p.server, err = control.New(p.m, control.Options{Logger: p.log, Memory: memory}); err != nil {
 		return err
 	}
 	defer p.server.Close(hypervisor.ErrGone)
@@ -96,7 +106,13 @@ func (p *process) run() (err error) {
 	if err != nil {
 		return err
 	}
-	if err := p.start(); err != nil {
+	if jail.Inside() {
+		err = jail.Seal()
+	}
+	if err == nil {
+		err = p.start()
+	}
+	if err != nil {
 		ln.Close()
 		return err
 	}
@@ -117,9 +133,8 @@ func (p *process) run() (err error) {
 		s.Error = out.Err.Error()
 	}
 	p.tell(s)
-	if p.spec.Socket != "" {
-		// Where this process may not, the next one that looks there does.
-		_ = os.Remove(p.spec.Socket)
+	if p.spec.Socket != "" && !jail.Inside() {
+		_ = os.Remove(p.spec.Socket) // from a sandbox the next one that looks there does
 	}
 	return nil
 }

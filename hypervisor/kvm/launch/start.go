@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/jail"
 	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/socketdir"
 	"github.com/vantage-vmi/vantage/hypervisor/kvm/vmm"
 )
@@ -31,8 +32,10 @@ type Options struct {
 	Input, Console, Log *os.File
 	// Detach lets the machine run on when the caller ends. Else it is then asked
 	// to power off, as by Stop.
-	Detach   bool
-	NoReboot bool // end the machine where the guest would reset it
+	Detach bool
+	// NoSandbox leaves the machine's process all rights of its caller.
+	NoSandbox bool
+	NoReboot  bool // end the machine where the guest would reset it
 	// Grace is how long a guest that is asked to power off may take. 0: DefaultGrace.
 	Grace    time.Duration
 	LogLevel string // of package slog; empty: warn
@@ -155,12 +158,24 @@ func (o *Options) spawn(res *vmm.Resources, claim *socketdir.Claim) (*Process, e
 	if o.Log == nil {
 		cmd.Stderr = nil
 	}
-	cmd.ExtraFiles = append([]*os.File{theirs[0], theirs[1], theirs[2], claim.Lock(), claim.Socket()}, append(files, saved...)...)
-	// Of a session of its own: Ctrl-C is for who started it.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
+	proc, err := os.Open("/proc") // there is none in the sandbox
+	if err != nil {
 		closeAll(ours[:])
 		return nil, fmt.Errorf("start the machine's process: %w", err)
+	}
+	defer proc.Close()
+	cmd.ExtraFiles = append([]*os.File{theirs[0], theirs[1], theirs[2], claim.Lock(), claim.Socket(), proc}, append(files, saved...)...)
+	// Of a session of its own: Ctrl-C is for who started it.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if !o.NoSandbox {
+		if err := jail.Prepare(cmd, o.Config.Name); err != nil {
+			closeAll(ours[:])
+			return nil, fmt.Errorf("start the machine's process: %w", err)
+		}
+	}
+	if err := cmd.Start(); err != nil {
+		closeAll(ours[:])
+		return nil, fmt.Errorf("start the machine's process: %w", jail.Explain(err))
 	}
 	p := &Process{cmd: cmd, leash: ours[2], status: ours[1], lines: bufio.NewScanner(ours[1]), events: o.Events}
 	_, err = ours[0].Write(b)
