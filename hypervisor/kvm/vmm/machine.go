@@ -102,7 +102,9 @@ func New(cfg Config, res *Resources, opt Options) (_ *Machine, err error) {
 	if m.msrs, err = m.sys.MSRIndexList(); err != nil {
 		return nil, err
 	}
-	if m.mem, err = guestmem.New(layout.RAM(m.cfg.Memory)); err != nil {
+	memory := res.Memory
+	res.Memory = nil // New's, also when it fails
+	if m.mem, err = guestmem.New(layout.RAM(m.cfg.Memory), memory); err != nil {
 		return nil, err
 	}
 	m.vm, err = core.New(core.Config{

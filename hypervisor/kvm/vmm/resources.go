@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/disk"
+	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/guestmem"
 )
 
 // Resources are the open files that a machine is made of. Whoever has the rights
@@ -22,6 +23,7 @@ type Resources struct {
 	KVM *os.File
 	// Userfault is /dev/userfaultfd; nil where the host has none.
 	Userfault *os.File
+	Memory    *os.File // the guest's: guestmem.NewFile's
 	Kernel    *os.File
 	Initrd    *os.File // nil: none
 	// Disks are, for each, the image and the files that it stands on, top first,
@@ -67,6 +69,9 @@ func Open(c *Config) (_ *Resources, err error) {
 	}
 	// Without it page writes are trapped by read-only memory alone: no error.
 	r.Userfault, _ = os.OpenFile("/dev/userfaultfd", os.O_RDWR|unix.O_CLOEXEC, 0)
+	if r.Memory, err = guestmem.NewFile(c.Memory); err != nil {
+		return nil, err
+	}
 	if r.Kernel, err = openRegular("kernel", c.Kernel, os.O_RDONLY); err != nil {
 		return nil, err
 	}
@@ -185,7 +190,7 @@ func openTap(name string) (*os.File, error) {
 
 // fields are the files in the order in which they are handed on.
 func (r *Resources) fields() []**os.File {
-	fs := []**os.File{&r.KVM, &r.Userfault, &r.Kernel, &r.Initrd, &r.VHostVsock}
+	fs := []**os.File{&r.KVM, &r.Userfault, &r.Memory, &r.Kernel, &r.Initrd, &r.VHostVsock}
 	for _, list := range append(slices.Clone(r.Disks), r.Taps, r.VHostNets) {
 		for i := range list {
 			fs = append(fs, &list[i])

@@ -20,7 +20,7 @@ func TestMain(m *testing.M) { labtest.Main(m) }
 
 func memory(t testing.TB, size uint64) *guestmem.Memory {
 	t.Helper()
-	m, err := guestmem.New(layout.RAM(size))
+	m, err := guestmem.New(layout.RAM(size), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -32,7 +32,7 @@ func realModeWith(t *testing.T, cfg Config, code ...byte) *VM {
 		labtest.Missing(t, "no KVM here: %v", err)
 	}
 	t.Cleanup(func() { sys.Close() })
-	mem, err := guestmem.New([]hypervisor.Range{{Start: 0, Size: 1 << 20}})
+	mem, err := guestmem.New([]hypervisor.Range{{Start: 0, Size: 1 << 20}}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

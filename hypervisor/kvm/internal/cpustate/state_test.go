@@ -24,7 +24,7 @@ func newVM(t *testing.T) (*core.VM, []uint32) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	mem, err := guestmem.New([]hypervisor.Range{{Start: 0, Size: 1 << 20}})
+	mem, err := guestmem.New([]hypervisor.Range{{Start: 0, Size: 1 << 20}}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -32,41 +32,40 @@ type Memory struct {
 	closing sync.Once
 }
 
-// New makes RAM of the given ranges: sorted, in whole pages. The memfd is sealed
-// against a change of its size: a client cannot take it away under the guest.
-func New(ranges []hypervisor.Range) (*Memory, error) {
-	ranges, err := hypervisor.NormalizeRanges(ranges)
-	if err != nil {
-		return nil, fmt.Errorf("guest memory: %w", err)
+// New makes RAM of the given ranges (sorted, in whole pages) out of file, which
+// NewFile made for as many bytes, and takes it over. nil: it makes one itself.
+func New(ranges []hypervisor.Range, file *os.File) (_ *Memory, err error) {
+	m := &Memory{file: file}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("guest memory of %d bytes: %w", m.size, err), m.Close())
+		}
+	}()
+	if m.ranges, err = hypervisor.NormalizeRanges(ranges); err != nil {
+		return nil, err
 	}
-	m := &Memory{ranges: ranges, size: hypervisor.TotalSize(ranges)}
+	m.size = hypervisor.TotalSize(m.ranges)
 	if m.size == 0 {
-		return nil, errors.New("guest memory: no bytes asked for")
+		return nil, errors.New("no bytes asked for")
 	}
-	for _, r := range ranges {
+	for _, r := range m.ranges {
 		if r.Start.Offset() != 0 || r.Size%hypervisor.PageSize != 0 {
-			return nil, fmt.Errorf("guest memory: range %v is not of whole pages", r)
+			return nil, fmt.Errorf("range %v is not of whole pages", r)
 		}
 	}
-	fd, err := unix.MemfdCreate("vantage-guest", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
-	if err != nil {
-		return nil, fmt.Errorf("guest memory: memfd_create: %w", err)
+	if m.file == nil {
+		if m.file, err = NewFile(m.size); err != nil {
+			return nil, err
+		}
 	}
-	m.file = os.NewFile(uintptr(fd), "guest memory")
-	err = unix.Ftruncate(fd, int64(m.size))
-	if err == nil {
-		_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_SEAL)
+	if st, err := m.file.Stat(); err != nil || uint64(st.Size()) != m.size {
+		return nil, fmt.Errorf("its file is of another size: %w", errors.Join(err, os.ErrInvalid))
 	}
-	if err == nil {
-		m.ours, err = m.mmap()
+	if m.ours, err = m.mmap(); err != nil {
+		return nil, err
 	}
-	if err == nil {
-		m.kvms, err = m.mmap()
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("guest memory of %d bytes: %w", m.size, err), m.Close())
-	}
-	return m, nil
+	m.kvms, err = m.mmap()
+	return m, err
 }
 
 func (m *Memory) mmap() ([]byte, error) {
@@ -90,7 +89,9 @@ func (m *Memory) Close() error {
 				errs = append(errs, unix.Munmap(b))
 			}
 		}
-		errs = append(errs, m.file.Close())
+		if m.file != nil {
+			errs = append(errs, m.file.Close())
+		}
 	})
 	return errors.Join(errs...)
 }
