@@ -172,7 +172,7 @@ func TestOpenRefuses(t *testing.T) {
 	if _, err := d.Open(t.Context(), "twice"); !errors.Is(err, ErrAmbiguous) || !strings.Contains(err.Error(), other.Socket("twice")) {
 		t.Errorf("Open of a name that two have = %v", err)
 	}
-	for _, target := range []string{"none", "", "..", "a b", string(dir.Socket("none")), "/nowhere/x.sock"} {
+	for _, target := range []string{"none", "", "..", "a b", dir.Socket("none"), "/nowhere/x.sock"} {
 		if _, err := d.Open(t.Context(), target); !errors.Is(err, hypervisor.ErrNotFound) {
 			t.Errorf("Open(%q) = %v, want ErrNotFound", target, err)
 		}

@@ -99,7 +99,7 @@ func (ts *traps) serve(vcpu int, c *wire.Channel) error {
 	for {
 		n, err := c.Receive(in)
 		if err != nil {
-			return nil // the machine has closed it, or we have
+			return nil //nolint:nilerr // the machine has closed it, or we have
 		}
 		ev := new(hypervisor.TrapEvent) // the handler's to keep
 		number, err := wire.ParseEvent(in[:n], ev)
@@ -115,7 +115,7 @@ func (ts *traps) serve(vcpu int, c *wire.Channel) error {
 		}
 		out = wire.AppendAnswer(out[:0], number, &a)
 		if c.Send(out) != nil {
-			return nil
+			return nil //nolint:nilerr // as above
 		}
 	}
 }

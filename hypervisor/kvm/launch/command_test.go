@@ -117,7 +117,7 @@ func testDetached(t *testing.T, k *lab.Kernel) {
 		t.Fatalf("run: status %d: %s", status, errs)
 	}
 	pid := int(lines(t, out)[0]["pid"].(float64))
-	t.Cleanup(func() { _ = exec.Command("kill", "-9", strconv.Itoa(pid)).Run() }) //nolint:noctx // a cleanup
+	t.Cleanup(func() { _ = exec.Command("kill", "-9", strconv.Itoa(pid)).Run() })
 	until(t, "the guest is up", 2*time.Minute, func() bool {
 		b, _ := os.ReadFile(console)
 		return strings.Contains(string(b), "UP ")

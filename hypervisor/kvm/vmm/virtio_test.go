@@ -37,7 +37,7 @@ func tap(t *testing.T, name, address string) {
 	if err := unix.IoctlSetInt(int(f.Fd()), unix.TUNSETPERSIST, 1); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = exec.Command("ip", "link", "del", name).Run() }) //nolint:noctx // a cleanup
+	t.Cleanup(func() { _ = exec.Command("ip", "link", "del", name).Run() })
 	for _, args := range [][]string{{"addr", "add", address, "dev", name}, {"link", "set", name, "up"}} {
 		if out, err := exec.CommandContext(t.Context(), "ip", args...).CombinedOutput(); err != nil {
 			t.Fatalf("ip %v: %v: %s", args, err, out)
@@ -53,7 +53,7 @@ func testNet(t *testing.T, k *lab.Kernel, cpus int) {
 	down, up := make([]byte, size), make([]byte, size)
 	rng := rand.NewChaCha8([32]byte{byte(cpus)})
 	_, _ = rng.Read(down)
-	ln, err := net.Listen("tcp", "10.9.8.1:7000") //nolint:noctx // of the test's own namespace
+	ln, err := net.Listen("tcp", "10.9.8.1:7000")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -112,7 +112,7 @@ func (s *Server) Serve(ln *net.UnixListener) error {
 	if s.ending != nil || s.ln != nil {
 		s.mu.Unlock()
 		ln.Close()
-		return nil
+		return nil //nolint:nilerr // it serves already, or not any more
 	}
 	s.ln = ln
 	s.mu.Unlock()
@@ -126,7 +126,7 @@ func (s *Server) Serve(ln *net.UnixListener) error {
 		ending := s.ending != nil
 		s.mu.Unlock()
 		if ending {
-			return nil
+			return nil //nolint:nilerr // Close has closed what is waited for
 		}
 		// Out of file descriptors, or a client that was gone before it was
 		// there: the next one is waited for by accept itself only in the second

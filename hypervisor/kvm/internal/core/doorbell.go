@@ -48,7 +48,7 @@ func (d *doorbell) Wait() bool {
 	for !d.closed.Load() {
 		if n, err := unix.Read(d.fd, b[:]); n == len(b) && err == nil {
 			return !d.closed.Load()
-		} else if err != unix.EINTR { //nolint:errorlint // a system call's own error, never wrapped
+		} else if err != unix.EINTR {
 			return false
 		}
 	}

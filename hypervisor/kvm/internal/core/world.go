@@ -131,7 +131,7 @@ func (vm *VM) Go() {
 	vm.mu.Unlock()
 }
 
-// Settle, after Stop, returns when every vCPU has finished its last exit, so that
+// Settle returns, after Stop, when every vCPU has finished its last exit, so that
 // its registers are those between two instructions. It waits for the answers to
 // traps; the error is ctx's.
 func (vm *VM) Settle(ctx context.Context) error {
@@ -223,7 +223,7 @@ func (v *VCPU) enter() bool {
 		}
 		// Whoever looks at a stopped vCPU finds the exit finished.
 		if v.pending {
-			v.finish()
+			_ = v.finish() // an error has ended the VM: closing says so
 			continue
 		}
 		// Whoever looks may ask KVM.

@@ -89,7 +89,7 @@ type Inst struct {
 	ImmSize int   // in bytes; of ENTER, far pointers and the like: all of it
 }
 
-// Mod, Reg and RM return the fields of ModRM, the latter two with REX's bits.
+// Mod returns ModRM's mod field.
 func (in *Inst) Mod() int { return int(in.ModRM >> 6) }
 
 // Reg returns ModRM's reg field, extended.

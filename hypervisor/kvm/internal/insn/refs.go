@@ -133,6 +133,8 @@ func (in *Inst) widthOne() (int, bool) {
 		return size, in.ext() != 7
 	case op >= 0x86 && op <= 0x89, op == 0xc0, op == 0xc1, op == 0xc6, op == 0xc7, op >= 0xd0 && op <= 0xd3:
 		return size, true
+	case op >= 0xd8 && op <= 0xdf:
+		return x87(op, in.ext())
 	case op == 0x8c:
 		return 2, true
 	case op == 0x8f:
@@ -148,6 +150,21 @@ func (in *Inst) widthOne() (int, bool) {
 			return size, true
 		}
 		return in.stack(), false
+	}
+	return 0, false
+}
+
+// x87 returns what the stores of the x87 unit write; of others nothing.
+func x87(op byte, ext int) (int, bool) {
+	switch int(op)<<4 | ext {
+	case 0xdd1, 0xdd2, 0xdd3, 0xdf7:
+		return 8, true
+	case 0xd92, 0xd93, 0xdb1, 0xdb2, 0xdb3:
+		return 4, true
+	case 0xdf1, 0xdf2, 0xdf3, 0xd97, 0xdd7:
+		return 2, true
+	case 0xdb7, 0xdf6:
+		return 10, true
 	}
 	return 0, false
 }

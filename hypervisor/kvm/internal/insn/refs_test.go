@@ -36,6 +36,8 @@ func TestRefs(t *testing.T) {
 		{"62f17c481103", Mode64, []Ref{{0x2000, 64, true}}},            // vmovups [rbx], zmm0
 		{"f00fb10b", Mode64, []Ref{{0x2000, 4, true}}},                 // lock cmpxchg [rbx], ecx
 		{"480fc70b", Mode64, []Ref{{0x2000, 16, true}}},                // cmpxchg16b [rbx]
+		{"dd1b", Mode64, []Ref{{0x2000, 8, true}}},                     // fstp qword [rbx]
+		{"d93b", Mode64, []Ref{{0x2000, 2, true}}},                     // fnstcw [rbx]
 		{"0fae03", Mode64, []Ref{{0x2000, 0, false}}},                  // fxsave [rbx]
 		{"8d03", Mode64, nil},                                          // lea
 		{"0f1f440000", Mode64, nil},                                    // nop

@@ -36,10 +36,7 @@ func Enter() error {
 	}
 	// From here on everything is this thread's, which the new program begins with.
 	runtime.LockOSThread()
-	if err := enter(&s); err != nil {
-		return fmt.Errorf("sandbox: %w", err)
-	}
-	return nil
+	return fmt.Errorf("sandbox: %w", enter(&s))
 }
 
 func enter(s *spec) error {

@@ -9,7 +9,7 @@ const (
 	inOut = in | out
 	size  = 1 << 16
 
-	getAPIVersion          = kvmio | 0x00
+	getAPIVersion          = kvmio
 	createVM               = kvmio | 0x01
 	getMSRIndexList        = inOut | 4*size | kvmio | 0x02
 	checkExtension         = kvmio | 0x03

@@ -147,8 +147,8 @@ type Translation struct {
 type irqLevel struct{ irq, level uint32 }
 
 type irqfdArg struct {
-	fd, gsi, flags, resamplefd uint32
-	_                          [16]byte
+	fd, gsi, flags, _ uint32
+	_                 [16]byte
 }
 
 type ioeventfdArg struct {
@@ -166,10 +166,10 @@ type pitConfig struct {
 }
 
 type enableCapArg struct {
-	cap   uint32
-	flags uint32
-	args  [4]uint64
-	_     [64]byte
+	cap  uint32
+	_    uint32 // flags
+	args [4]uint64
+	_    [64]byte
 }
 
 type dirtyLogArg struct {

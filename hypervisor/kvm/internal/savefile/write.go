@@ -115,7 +115,7 @@ func (w *Writer) block(gpa hypervisor.PhysAddr, b []byte) error {
 	le.PutUint64(head[8:], uint64(gpa))
 	h := xxh3.New()
 	_, _ = h.Write(head[:sumAt])
-	each(data, func(i int) error {
+	_ = each(data, func(i int) error {
 		_, err := h.Write(b[i*hypervisor.PageSize : (i+1)*hypervisor.PageSize])
 		return err
 	})
@@ -124,7 +124,7 @@ func (w *Writer) block(gpa hypervisor.PhysAddr, b []byte) error {
 	_, _ = w.sums.Write(sum[:])
 	w.manifest.Blocks++
 	w.manifest.Pages += int64(n)
-	each(zero, func(int) error { w.manifest.ZeroPages++; return nil })
+	_ = each(zero, func(int) error { w.manifest.ZeroPages++; return nil })
 	w.manifest.MemoryBytes += int64(blockHeader + n*hypervisor.PageSize)
 	if _, err := w.out.Write(head[:]); err != nil {
 		return err

@@ -59,7 +59,7 @@ func Default() (Dir, error) {
 func All() ([]Dir, error) {
 	own, err := Default()
 	if err != nil {
-		return nil, nil // no place, no VMs
+		return nil, nil //nolint:nilerr // no place, no VMs
 	}
 	dirs := []Dir{own}
 	if os.Geteuid() != 0 {

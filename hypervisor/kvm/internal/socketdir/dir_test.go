@@ -23,11 +23,11 @@ const holdEnv = "VANTAGE_SOCKETDIR_HOLD"
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(holdEnv); dir != "" {
 		if _, err := Dir(dir).Claim("held"); err != nil {
-			os.Stdout.WriteString(err.Error() + "\n")
+			_, _ = os.Stdout.WriteString(err.Error() + "\n")
 			os.Exit(1)
 		}
-		os.Stdout.WriteString("held\n")
-		os.Stdin.Read(make([]byte, 1))
+		_, _ = os.Stdout.WriteString("held\n")
+		_, _ = os.Stdin.Read(make([]byte, 1))
 		os.Exit(0)
 	}
 	labtest.Main(m)

@@ -61,7 +61,7 @@ func (e *Engine) openFaults() error {
 	f := &e.faults
 	f.fd, e.can.Userfault = uffd.New(e.dev)
 	if e.can.Userfault != nil {
-		return nil
+		return nil //nolint:nilerr // it is an ability that is missing, and kept as such
 	}
 	f.pending = make([]pending, len(e.vcpus))
 	f.orphans = map[hypervisor.Frame]struct{}{}

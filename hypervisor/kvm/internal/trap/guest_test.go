@@ -87,7 +87,7 @@ func newGuest(t *testing.T, vcpus int, code string, opts ...option) *guest {
 		labtest.Missing(t, "no KVM here: %v", err)
 	}
 	t.Cleanup(func() { sys.Close() })
-	mem, err := guestmem.New([]hypervisor.Range{{Start: 0, Size: ramSize}})
+	mem, err := guestmem.New([]hypervisor.Range{{Start: 0, Size: ramSize}}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,6 +3,7 @@ package trap
 import (
 	"testing"
 
+	"github.com/vantage-vmi/vantage/hypervisor"
 	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/kvmapi"
 	"github.com/vantage-vmi/vantage/internal/lab"
 	"github.com/vantage-vmi/vantage/internal/lab/labtest"
@@ -35,6 +36,17 @@ func all(t *testing.T) {
 	holdKVM(t)
 	t.Run("ReadOnlySlot", testReadOnlySlot)
 	t.Run("Userfault", testUserfault)
+	for _, m := range []hypervisor.Mechanism{hypervisor.MechanismReadOnlySlot, hypervisor.MechanismUserfault} {
+		t.Run("Wide/"+string(m), func(t *testing.T) { testWide(t, m) })
+		t.Run("Hammer/"+string(m), func(t *testing.T) {
+			t.Run("watched", func(t *testing.T) { testHammer(t, m, 4096, 0) })
+			t.Run("rate", func(t *testing.T) { testHammer(t, m, 4096, 20) })
+			t.Run("beside", func(t *testing.T) { testHammer(t, m, 4, 0) })
+		})
+	}
+	t.Run("Read", testRead)
+	t.Run("Execute", testExecute)
+	t.Run("NoSlotWide", testNoSlotWide)
 }
 
 // holdKVM keeps a VM with a vCPU for as long as the tests run. With the first VM,

@@ -110,3 +110,128 @@ func (g *guest) awaitPause() {
 	g.vm.Stop() // returns when all stand
 	g.vm.Go()
 }
+
+// wideGuest writes in ways that KVM splits up, does one by one, or cannot emulate.
+const wideGuest = `
+	0f 10 45 00                   ; movups xmm0, [rbp]
+	0f 11 83 00 01 00 00          ; movups [rbx+0x100], xmm0
+	d9 e8                         ; fld1
+	dd 9b 00 02 00 00             ; fstp qword ptr [rbx+0x200]
+	48 8d bb 00 03 00 00          ; lea rdi, [rbx+0x300]
+	b9 05 00 00 00                ; mov ecx, 5
+	b8 77 00 00 00                ; mov eax, 0x77
+	f3 aa                         ; rep stosb
+	66 c7 83 ff 0f 00 00 34 12    ; mov word ptr [rbx+0xfff], 0x1234
+	e6 98                         ; out 0x98, al
+	eb fe                         ; jmp $
+`
+
+// Whatever the instruction, all of its bytes in the watched page are told, and
+// land, and what is beside it is not touched.
+func testWide(t *testing.T, m hypervisor.Mechanism) {
+	g := newGuest(t, 1, wideGuest)
+	g.needs(m)
+	sixteen := []byte("0123456789abcdef")
+	g.write(moreAt, sixteen)
+	told := &events{}
+	g.set(hypervisor.Trap{Kind: hypervisor.TrapPage, Access: hypervisor.AccessWrite, Addr: dataAt, Size: 4096, Mechanism: m}, told.handle)
+	g.run(1)
+	want := make([]byte, 4097)
+	copy(want[0x100:], sixteen)
+	copy(want[0x200:], []byte{0, 0, 0, 0, 0, 0, 0xf0, 0x3f})
+	copy(want[0x300:], bytes.Repeat([]byte{0x77}, 5))
+	copy(want[0xfff:], []byte{0x34, 0x12})
+	if got := g.read(dataAt, 4097); !bytes.Equal(got, want) {
+		t.Error("the guest's page is not what it wrote")
+	}
+	// Of each byte that was told the new value is known or the size is.
+	covered := make([]bool, 4097)
+	for _, ev := range told.all() {
+		if ev.Access != hypervisor.AccessWrite || ev.Known&hypervisor.KnownAddr == 0 {
+			t.Errorf("%s", show(ev))
+			continue
+		}
+		for i := range ev.Size {
+			at := int(ev.Addr-dataAt) + i
+			covered[at] = true
+			if ev.Known.Has(hypervisor.KnownNew) && ev.New[i] != want[at] {
+				t.Errorf("%s: byte %#x becomes %#x", show(ev), at, want[at])
+			}
+		}
+	}
+	for i, c := range covered[:4096] {
+		if c != (want[i] != 0 || i >= 0x200 && i < 0x208) {
+			t.Fatalf("byte %#x: told %v", i, c)
+		}
+	}
+}
+
+// hammerGuest changes memory atomically 2,000 times: INC, XADD, CMPXCHG, XCHG.
+const hammerGuest = `
+	b9 d0 07 00 00                ; mov ecx, 2000
+	f0 48 ff 43 10                ; 1: lock inc qword ptr [rbx+0x10]
+	b8 01 00 00 00                ; mov eax, 1
+	f0 0f c1 43 18                ; lock xadd [rbx+0x18], eax
+	48 8b 43 20                   ; 2: mov rax, [rbx+0x20]
+	48 8d 50 01                   ; lea rdx, [rax+1]
+	f0 48 0f b1 53 20             ; lock cmpxchg [rbx+0x20], rdx
+	75 f0                         ; jnz 2b
+	b8 01 00 00 00                ; mov eax, 1
+	86 43 28                      ; xchg [rbx+0x28], al
+	f0 48 01 45 00                ; lock add [rbp], rax
+	ff c9                         ; dec ecx
+	75 d0                         ; jnz 1b
+	e6 98                         ; out 0x98, al
+	eb fe                         ; jmp $
+`
+
+// Two vCPUs hammer a page whose writes are watched, or one beside them is: no
+// change of theirs is lost, and all make progress.
+func testHammer(t *testing.T, m hypervisor.Mechanism, size uint64, rate int) {
+	g := newGuest(t, 2, hammerGuest)
+	g.needs(m)
+	const each = 2000
+	// Fewer where each costs a millisecond.
+	rounds := uint64(each)
+	if m == hypervisor.MechanismUserfault {
+		rounds = 150
+	}
+	code := assemble(t, hammerGuest)
+	code[1], code[2] = byte(rounds), byte(rounds>>8)
+	g.write(codeAt, code)
+	told := &events{}
+	g.set(hypervisor.Trap{
+		Kind: hypervisor.TrapPage, Access: hypervisor.AccessWrite, Addr: dataAt, Size: size, Mechanism: m, MaxRate: rate,
+	}, told.handle)
+	g.run(2)
+	for off, name := range map[uint64]string{0x10: "inc", 0x18: "xadd", 0x20: "cmpxchg"} {
+		if got := g.word(dataAt + off); got != 2*rounds {
+			t.Errorf("%s: %d, want %d", name, got, 2*rounds)
+		}
+	}
+	// All ones that XCHG put there were taken out again, but for the last.
+	if got := g.word(moreAt); got != 2*rounds-1 {
+		t.Errorf("xchg: %d, want %d", got, 2*rounds-1)
+	}
+	evs := told.all()
+	byVCPU := map[int]int{}
+	dropped := uint64(0)
+	for _, ev := range evs {
+		byVCPU[ev.VCPU]++
+		dropped += ev.Dropped
+	}
+	t.Logf("%d events, %v by vCPU; %d atomic instructions done over", len(evs), byVCPU, g.e.repeats.Load())
+	switch {
+	case size < 8:
+		if len(evs) != 0 {
+			t.Errorf("%d events of writes beside the watched bytes", len(evs))
+		}
+	case rate > 0:
+		if dropped == 0 || uint64(len(evs)) > 8*rounds {
+			t.Errorf("%d events, %d dropped", len(evs), dropped)
+		}
+	case uint64(len(evs)) < 8*rounds-2 || len(byVCPU) != 2:
+		// A CMPXCHG that fails writes what was there: some of them are told.
+		t.Errorf("%d events, want at least %d; by vCPU: %v", len(evs), 8*rounds, byVCPU)
+	}
+}

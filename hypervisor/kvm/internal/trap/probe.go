@@ -91,7 +91,7 @@ func breakpointExits(sys *kvmapi.System) (exits bool, err error) {
 			return v.Run().ExitReason() == kvmapi.ExitDebug && exception == kvmapi.ExceptionBP, nil
 		case !errors.Is(err, unix.EINTR):
 			// A KVM that cannot even run this is one that cannot exit there.
-			return false, nil //nolint:nilerr // it is the answer
+			return false, nil
 		}
 	}
 }

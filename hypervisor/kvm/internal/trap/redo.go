@@ -258,7 +258,8 @@ func (e *Engine) atomic(v *core.VCPU, gpa hypervisor.PhysAddr, view, data []byte
 		if st.Value != number(data) || !sameResult(&after, &r) {
 			e.repeats.Add(1)
 			after.RIP = r.RIP
-			if err := v.Complete(); err == nil {
+			err := v.Complete()
+			if err == nil {
 				after.Valid = hypervisor.GroupGeneral
 				err = v.SetGeneral(&after)
 			}

@@ -8,10 +8,10 @@ import (
 )
 
 type (
-	apiArg      struct{ api, features, ioctls uint64 }    // struct uffdio_api
-	rangeArg    struct{ start, len uint64 }               // struct uffdio_range
-	registerArg struct{ start, len, mode, ioctls uint64 } // struct uffdio_register
-	protectArg  struct{ start, len, mode uint64 }         // struct uffdio_writeprotect
+	apiArg      struct{ api, features, _ uint64 }    // struct uffdio_api
+	rangeArg    struct{ start, len uint64 }          // struct uffdio_range
+	registerArg struct{ start, len, mode, _ uint64 } // struct uffdio_register
+	protectArg  struct{ start, len, mode uint64 }    // struct uffdio_writeprotect
 )
 
 func ioctl[T any](fd int, req uintptr, arg *T) error {

@@ -129,8 +129,8 @@ func testProtect(t *testing.T, dev *os.File) {
 				t.Fatal(n)
 			}
 			select {
-			case <-done:
-				t.Error("the write has landed")
+			case err := <-done:
+				t.Error("the write has landed", err)
 			default:
 			}
 			if err := f.Unprotect(buf[0].Addr, 4096); err != nil {

@@ -44,11 +44,14 @@ func fill(t testing.TB, rng *rand.Rand, v reflect.Value) {
 	case reflect.String:
 		switch v.Type() {
 		case reflect.TypeFor[hypervisor.TrapKind]():
-			v.SetString(string(kinds()[rng.IntN(len(kinds()))]))
+			all := kinds()
+			v.SetString(string(all[rng.IntN(len(all))]))
 		case reflect.TypeFor[hypervisor.TrapVerb]():
-			v.SetString(string(verbs()[1+rng.IntN(len(verbs())-1)]))
+			all := verbs()
+			v.SetString(string(all[1+rng.IntN(len(all)-1)]))
 		case reflect.TypeFor[hypervisor.Mechanism]():
-			v.SetString(string(mechanisms()[1+rng.IntN(len(mechanisms())-1)]))
+			all := mechanisms()
+			v.SetString(string(all[1+rng.IntN(len(all)-1)]))
 		default:
 			t.Fatalf("no value for %v", v.Type())
 		}

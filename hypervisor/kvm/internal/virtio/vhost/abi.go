@@ -24,11 +24,11 @@ type (
 		fd    int32
 	}
 	vringAddr struct { // struct vhost_vring_addr
-		index, flags           uint32
+		index, _               uint32
 		desc, used, avail, log uint64
 	}
 	memoryRegion struct { // struct vhost_memory_region
-		guest, size, user, flags uint64
+		guest, size, user, _ uint64
 	}
 	memoryTable struct { // struct vhost_memory
 		count, _ uint32
