@@ -68,7 +68,9 @@ that does not listen, or has not powered off after --grace, is an error; with
 		go func() { ended <- n.Events(ctx, func(hypervisor.MachineEvent) {}) }()
 		if err := s.PowerButton(ctx); err != nil && !errors.Is(err, hypervisor.ErrGone) {
 			cancel()
-			<-ended
+			if eerr := <-ended; !errors.Is(eerr, context.Canceled) {
+				err = errors.Join(err, eerr)
+			}
 			return "", err
 		}
 		if err := <-ended; !errors.Is(err, hypervisor.ErrGone) {

@@ -199,13 +199,13 @@ type msrFilterArg struct {
 
 // routing is one entry of struct kvm_irq_routing.
 type routing struct {
-	gsi, kind, flags, _ uint32
-	u                   [8]uint32 // irqchip: chip, pin; msi: address low, high, data
+	gsi, kind, _, _ uint32
+	u               [8]uint32 // irqchip: chip, pin; msi: address low, high, data
 }
 
 type routingTable struct {
-	nr, flags uint32
-	entries   [MaxRoutes]routing
+	nr, _   uint32
+	entries [MaxRoutes]routing
 }
 
 // MaxRoutes is how many GSIs SetRouting can route (KVM's own limit is 4,096).
