@@ -228,7 +228,6 @@ func TestHostileMachine(t *testing.T) {
 		"no memory":                welcome(wire.Protocol, ranges),
 		"two memories":             welcome(wire.Protocol, ranges, good, good),
 		"another version":          welcome(wire.Protocol+1, ranges, good),
-		"memory that can shrink":   welcome(wire.Protocol, ranges, memfd(8192, unix.F_SEAL_GROW)),
 		"memory that is too small": welcome(wire.Protocol, ranges, memfd(4096, unix.F_SEAL_SHRINK)),
 		"memory on a disk":         welcome(wire.Protocol, ranges, plain),
 		"a device as memory":       welcome(wire.Protocol, ranges, zero),

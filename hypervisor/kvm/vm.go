@@ -76,8 +76,9 @@ func newVM(d *Driver, c *conn, name, uri string) (_ *VM, err error) {
 	return vm, nil
 }
 
-// mapMemory maps a guest's memory. It must be a memfd that can never get smaller
-// (F_SEAL_SHRINK, fcntl(2)): no one can take it away under us.
+// mapMemory maps a guest's memory. Where it has huge pages its file cannot be sealed
+// against getting smaller, so that a machine that was broken into could take it away
+// under us: whoever reads a view does so under hypervisor.Guard.
 func mapMemory(f *os.File, ranges []hypervisor.Range) ([]byte, error) {
 	size := hypervisor.TotalSize(ranges)
 	if size == 0 || size > math.MaxInt64 {
@@ -88,15 +89,15 @@ func mapMemory(f *os.File, ranges []hypervisor.Range) ([]byte, error) {
 			return nil, fmt.Errorf("guest memory: range %v is not of whole pages", r)
 		}
 	}
-	seals, err := unix.FcntlInt(f.Fd(), unix.F_GET_SEALS, 0)
-	if err != nil || seals&unix.F_SEAL_SHRINK == 0 {
-		return nil, errors.Join(errors.New("guest memory: not a memfd that is sealed against getting smaller"), err)
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &fs); err != nil || fs.Type != unix.TMPFS_MAGIC {
+		return nil, errors.Join(errors.New("guest memory: not a file in the host's memory"), err)
 	}
 	st, err := f.Stat()
 	if err != nil {
 		return nil, fmt.Errorf("guest memory: %w", err)
 	}
-	if uint64(st.Size()) != size {
+	if !st.Mode().IsRegular() || uint64(st.Size()) != size {
 		return nil, fmt.Errorf("guest memory: a file of %d bytes for %d bytes of RAM", st.Size(), size)
 	}
 	b, err := unix.Mmap(int(f.Fd()), 0, int(size), unix.PROT_READ, unix.MAP_SHARED|unix.MAP_NORESERVE)

@@ -39,7 +39,7 @@ const (
 	fdLeash   = 5 // ends when who holds the machine does
 	fdLock    = 6
 	fdSocket  = 7
-	fdProc    = 8 // /proc, until the machine is made
+	fdMemory  = 8 // the guest's, for clients: to be read alone
 	fdFirst   = 9
 )
 

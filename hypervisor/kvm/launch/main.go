@@ -92,12 +92,7 @@ func (p *process) run() (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, p.m.Close()) }()
-	proc := os.NewFile(fdProc, "/proc")
-	memory, err := control.Readable(p.m.MemoryFile(), proc)
-	proc.Close()
-	if err != nil {
-		return err
-	}
+	memory := os.NewFile(fdMemory, "guest memory, to read")
 	if p.server, err = control.New(p.m, control.Options{Logger: p.log, Memory: memory}); err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/control"
 	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/jail"
 	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/socketdir"
 	"github.com/vantage-vmi/vantage/hypervisor/kvm/vmm"
@@ -158,13 +159,13 @@ func (o *Options) spawn(res *vmm.Resources, claim *socketdir.Claim) (*Process, e
 	if o.Log == nil {
 		cmd.Stderr = nil
 	}
-	proc, err := os.Open("/proc") // there is none in the sandbox
+	memory, err := control.Readable(res.Memory, nil)
 	if err != nil {
 		closeAll(ours[:])
 		return nil, fmt.Errorf("start the machine's process: %w", err)
 	}
-	defer proc.Close()
-	cmd.ExtraFiles = append([]*os.File{theirs[0], theirs[1], theirs[2], claim.Lock(), claim.Socket(), proc}, append(files, saved...)...)
+	defer memory.Close()
+	cmd.ExtraFiles = append([]*os.File{theirs[0], theirs[1], theirs[2], claim.Lock(), claim.Socket(), memory}, append(files, saved...)...)
 	// Of a session of its own: Ctrl-C is for who started it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if !o.NoSandbox {

@@ -18,8 +18,8 @@ type Machine interface {
 	hypervisor.Writer
 
 	Info() hypervisor.Info
-	// Ranges returns the RAM: sorted, merged. MemoryFile is the memfd, sealed
-	// against a change of its size, in which the ranges lie one behind the other.
+	// Ranges returns the RAM: sorted, merged. MemoryFile is a file in
+	// the host's memory, in which they lie one behind the other.
 	Ranges() []hypervisor.Range
 	MemoryFile() *os.File
 
