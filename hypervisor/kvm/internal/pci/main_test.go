@@ -1,4 +1,4 @@
-package pci_test
+package pci
 
 import (
 	"testing"

@@ -1,4 +1,4 @@
-package virtio_test
+package virtio
 
 import (
 	"testing"

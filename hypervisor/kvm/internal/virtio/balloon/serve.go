@@ -76,12 +76,15 @@ func (d *Device) discard(r hypervisor.Range) {
 // that a saved device has nothing of the guest's.
 func (d *Device) serveStats(q *virtio.Queue) {
 	var c ring.Chain
+	questioned := false // the first buffer answers no question
 	for ok := q.Wait(); ok; {
 		if !q.Pop(&c) {
 			ok = q.Wait()
 			continue
 		}
-		d.answer(parse(&c))
+		if questioned {
+			d.answer(parse(&c))
+		}
 		for !d.isAsked() && ok {
 			q.Unpop(1)
 			ok = q.WaitRead(d.wanted.FD()) && q.Pop(&c)
@@ -89,6 +92,7 @@ func (d *Device) serveStats(q *virtio.Queue) {
 		if ok {
 			q.Push(&c, 0)
 			q.Flush()
+			questioned = true
 			ok = q.Wait()
 		}
 	}

@@ -56,8 +56,8 @@ func New(out io.Writer) (*Device, error) {
 	return d, nil
 }
 
-// Close writes what is left and returns. It comes after that of the
-// virtio.Device.
+// Close writes what is left and returns: a writer that blocks must be closed
+// first. It comes after that of the virtio.Device.
 func (d *Device) Close() error {
 	d.mu.Lock()
 	was := d.closed

@@ -35,7 +35,8 @@ type Device struct {
 	dev      atomic.Pointer[virtio.Device]
 	down     atomic.Bool // the link, by its owner
 	failed   atomic.Bool // and logged
-	features uint64      // agreed on, from Start to Stop
+	dropped  atomic.Uint64
+	features uint64 // agreed on, from Start to Stop
 
 	mu     sync.Mutex
 	mac    [macLen]byte
@@ -73,6 +74,10 @@ func (d *Device) SetLink(up bool) {
 		dev.ConfigChanged()
 	}
 }
+
+// Dropped returns how many packets to the guest were dropped, by its own filter or
+// because the link is down.
+func (d *Device) Dropped() uint64 { return d.dropped.Load() }
 
 // ID is virtio.Kind's.
 func (d *Device) ID() uint16 { return virtio.TypeNet }

@@ -12,7 +12,8 @@ const burst = 64
 
 // receiver brings packets from the tap into the guest's buffers. It has buffers
 // of the guest in hand that take the longest packet there is, so that the tap can
-// write into them, and gives back those that were used.
+// write into them, and gives back those that were used. When the guest has given
+// fewer, what does not fit goes to memory of ours, and waits there for more.
 type receiver struct {
 	d *Device
 	q *virtio.Queue
@@ -22,7 +23,9 @@ type receiver struct {
 	spare     []*ring.Chain
 	room      uint64 // bytes in held
 	iov       [][]byte
-	empty     int // reads in a row that brought nothing
+	over      []byte // what does not fit
+	waiting   []byte // a packet that waits for buffers
+	empty     int    // reads in a row that brought nothing
 	lost      bool
 }
 
@@ -30,28 +33,26 @@ type receiver struct {
 func (r *receiver) serve() {
 	r.mergeable = r.d.features&featureMergeable != 0
 	for ok := r.q.Wait(); ok; {
-		if !r.fill() || r.lost {
-			r.q.Keep(len(r.held))
-			ok = r.q.Wait()
-			continue
-		}
 		n, more := 0, true
-		for ; n < burst && more && r.fill(); n++ {
-			more = r.packet()
+		for n < burst && more && r.fill() {
+			if more = r.packet(); more {
+				n++
+			}
 		}
 		r.q.Flush()
 		r.q.Keep(len(r.held))
 		switch {
-		case more:
+		case n == burst:
 			ok = r.q.Yield()
-		case n > 1:
-			r.empty = 0
-			ok = r.q.WaitRead(r.d.tap.fd)
+		case more || r.lost: // there is no room
+			ok = r.q.Wait()
 		default:
 			// A tap that is there and gives nothing, as one being deleted may be,
 			// must not keep a processor busy.
-			if r.empty++; r.empty > burst {
+			if r.empty++; n > 0 {
 				r.empty = 0
+			}
+			if r.empty > burst {
 				ok = r.q.Sleep(10 * time.Millisecond)
 			} else {
 				ok = r.q.WaitRead(r.d.tap.fd)
@@ -60,7 +61,7 @@ func (r *receiver) serve() {
 	}
 }
 
-// fill takes buffers in hand. It returns false when there is no room for a packet.
+// fill takes buffers in hand. It returns false when there are none for a packet.
 func (r *receiver) fill() bool {
 	for r.room < maxPacket && (r.mergeable || len(r.held) == 0) {
 		var c *ring.Chain
@@ -71,8 +72,7 @@ func (r *receiver) fill() bool {
 		}
 		if !r.q.Pop(c) {
 			r.spare = append(r.spare, c)
-			// A guest whose whole queue is shorter than that gets what fits.
-			return len(r.held) == r.q.Size()
+			break
 		}
 		if c.InLen() < headerLen || len(c.Out) != 0 {
 			r.q.Device().Break(errBuffer)
@@ -81,16 +81,37 @@ func (r *receiver) fill() bool {
 		r.held = append(r.held, c)
 		r.room += c.InLen()
 	}
-	return true
+	if len(r.held) == r.q.Size() && r.room < uint64(len(r.waiting)) {
+		r.waiting = r.waiting[:0] // it will never fit
+		r.d.dropped.Add(1)
+	}
+	return r.room > 0 && r.room >= uint64(len(r.waiting))
 }
 
 // packet brings one packet. It returns false when there is none.
 func (r *receiver) packet() bool {
+	if r.lost {
+		return false
+	}
 	r.iov = r.iov[:0]
 	for _, c := range r.held {
 		r.iov = append(r.iov, c.In...)
 	}
+	if n := len(r.waiting); n > 0 {
+		store(r.iov, 0, r.waiting)
+		r.waiting = r.waiting[:0]
+		r.deliver(uint64(n))
+		return true
+	}
+	guest := len(r.iov)
+	if r.room < maxPacket {
+		if r.over == nil {
+			r.over = make([]byte, maxPacket)
+		}
+		r.iov = append(r.iov, r.over)
+	}
 	n, err := r.d.tap.read(r.iov)
+	r.iov = r.iov[:guest]
 	if err != nil {
 		if !r.d.failed.Swap(true) {
 			r.d.log.Warn("tap interface is lost", "error", err)
@@ -98,29 +119,38 @@ func (r *receiver) packet() bool {
 		r.lost = true
 		return false
 	}
-	if n == 0 {
+	switch size := uint64(n); {
+	case n == 0:
 		return false
+	case n < headerLen+macLen || !r.wanted() || size > r.room && !r.mergeable:
+		r.d.dropped.Add(1) // the next one goes over it
+	case size > r.room:
+		r.waiting = append(r.waiting, make([]byte, r.room)...)
+		load(r.iov, 0, r.waiting)
+		r.waiting = append(r.waiting, r.over[:size-r.room]...)
+	default:
+		r.deliver(size)
 	}
-	if n < headerLen+macLen || !r.wanted() {
-		return true // the next one goes over it
-	}
+	return true
+}
+
+// deliver gives the guest the n bytes that are in the buffers in hand.
+func (r *receiver) deliver(n uint64) {
 	used := 0
-	for left := uint64(n); left > 0 && used < len(r.held); used++ {
+	for left := n; left > 0 && used < len(r.held); used++ {
 		left -= min(left, r.held[used].InLen())
 	}
 	var count [2]byte
 	le.PutUint16(count[:], uint16(used))
 	store(r.iov, headerBuffers, count[:])
-	left := uint64(n)
 	for _, c := range r.held[:used] {
-		k := min(left, c.InLen())
+		k := min(n, c.InLen())
 		r.q.Push(c, uint32(k))
-		left -= k
+		n -= k
 		r.room -= c.InLen()
 	}
 	r.spare = append(r.spare, r.held[:used]...)
 	r.held = r.held[:copy(r.held, r.held[used:])]
-	return true
 }
 
 // wanted reports whether the packet in hand is for the guest.

@@ -1,4 +1,4 @@
-package vhost_test
+package vhost
 
 import (
 	"testing"

@@ -1,4 +1,4 @@
-package vsock_test
+package vsock
 
 import (
 	"testing"
