@@ -76,8 +76,6 @@ func (s ended) Write(uint64, []byte) { s.c <- struct{}{} }
 // option changes how a guest is made.
 type option func(*core.Config)
 
-func withIRQChip(c *core.Config) { c.NoIRQChip = false }
-
 // newGuest makes a guest whose vCPUs will begin at codeAt, with RDI their number.
 // code is hex, with spaces; comments begin with a semicolon and end with the line.
 func newGuest(t *testing.T, vcpus int, code string, opts ...option) *guest {
@@ -99,7 +97,11 @@ func newGuest(t *testing.T, vcpus int, code string, opts ...option) *guest {
 	g.e = New(Config{Memory: mem, Userfault: dev})
 	var ports bus.Bus
 	for port, h := range map[uint64]bus.Handler{portOut: said{g.said}, portEnd: ended{g.done}} {
-		if err := ports.Add(port, 1, h); err != nil {
+		size := uint64(1)
+		if port == portOut {
+			size = 4 // OUT of EAX
+		}
+		if err := ports.Add(port, size, h); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -189,18 +191,6 @@ func (g *guest) tables() {
 	}
 	word(gdtAt+8, 0x00af9b00_0000ffff)
 	word(gdtAt+16, 0x00cf9300_0000ffff)
-}
-
-// handle puts a handler of an exception there.
-func (g *guest) handle(vector int, at uint64, code string) {
-	g.t.Helper()
-	var b [16]byte
-	binary.LittleEndian.PutUint16(b[:], uint16(at))
-	binary.LittleEndian.PutUint16(b[2:], 8)
-	b[5] = 0x8e
-	binary.LittleEndian.PutUint16(b[6:], uint16(at>>16))
-	g.write(idtAt+uint64(vector)*16, b[:])
-	g.write(at, assemble(g.t, code))
 }
 
 func (g *guest) write(at uint64, b []byte) {
@@ -307,13 +297,6 @@ func (g *guest) set(t hypervisor.Trap, h hypervisor.TrapHandler) hypervisor.Trap
 		g.t.Fatal(err)
 	}
 	return id
-}
-
-func (g *guest) remove(ids ...hypervisor.TrapID) {
-	g.t.Helper()
-	if err := g.e.RemoveTraps(context.Background(), ids...); err != nil {
-		g.t.Error(err)
-	}
 }
 
 // events collects events and answers each with what answer says.
