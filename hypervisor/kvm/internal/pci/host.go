@@ -102,7 +102,7 @@ func (h *Host) place(size uint64) (uint32, error) {
 }
 
 func inWindow(at, size uint64) bool {
-	return at >= uint64(layout.PCIWindow) && at-uint64(layout.PCIWindow) <= layout.PCIWindowSize-size
+	return size <= layout.PCIWindowSize && at >= uint64(layout.PCIWindow) && at-uint64(layout.PCIWindow) <= layout.PCIWindowSize-size
 }
 
 // Close takes the bridge and all functions off the buses and gives their vectors
