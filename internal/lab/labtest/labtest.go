@@ -54,6 +54,21 @@ func NeedRoot(t testing.TB) {
 	}
 }
 
+// NeedKVM skips the test where there is no KVM, on CI too: what needs one runs in
+// the beds (NestedGroup), where it must be there.
+func NeedKVM(t testing.TB) {
+	t.Helper()
+	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	switch {
+	case err == nil:
+		_ = f.Close()
+	case InsideNested():
+		t.Fatal(err)
+	default:
+		t.Skipf("this machine has no KVM of its own: %v", err)
+	}
+}
+
 // Kernel returns the cloud kernel of a suite.
 func Kernel(t testing.TB, suite lab.Suite) *lab.Kernel {
 	t.Helper()

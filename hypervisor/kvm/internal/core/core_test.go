@@ -27,9 +27,10 @@ func realMode(t *testing.T, vcpus int, told func(Reason), code ...byte) *VM {
 
 func realModeWith(t *testing.T, cfg Config, code ...byte) *VM {
 	t.Helper()
+	labtest.NeedKVM(t)
 	sys, err := kvmapi.Open("")
 	if err != nil {
-		labtest.Missing(t, "no KVM here: %v", err)
+		t.Fatal(err)
 	}
 	t.Cleanup(func() { sys.Close() })
 	mem, err := guestmem.New([]hypervisor.Range{{Start: 0, Size: 1 << 20}}, nil)

@@ -13,7 +13,10 @@ func TestUnderNPT(t *testing.T) {
 	labtest.NestedGroup(t, lab.NestedConfig{Memory: lab.GiB}, all)
 }
 
-func TestOnThisMachine(t *testing.T) { all(t) }
+func TestOnThisMachine(t *testing.T) {
+	labtest.NeedKVM(t)
+	all(t)
+}
 
 func all(t *testing.T) {
 	t.Run("Exits", testExits)

@@ -14,10 +14,23 @@ func (e *Engine) MMIO(v *core.VCPU, gpa hypervisor.PhysAddr, data []byte, write 
 	if err != nil {
 		return false // a device
 	}
-	if write {
-		e.mmioWrite(v, gpa, view, data)
-	} else {
+	if !write {
 		e.mmioRead(v, gpa, view, data)
+		return true
+	}
+	// KVM is behind a write when it hands it out, and tells of no step then.
+	c := e.vcpus[v.Index()]
+	earlier := c.once
+	c.once = nil
+	e.mmioWrite(v, gpa, view, data)
+	asked := c.once
+	c.once = earlier
+	if len(c.steps)+len(c.once) > 0 && !e.vm.Closing() {
+		e.stepHit(v)
+	}
+	if len(asked) > 0 {
+		c.once = append(c.once, asked...)
+		e.arm(v)
 	}
 	return true
 }
@@ -73,6 +86,7 @@ func (e *Engine) mmioRead(v *core.VCPU, gpa hypervisor.PhysAddr, view, data []by
 		clear(data)
 		copy(data, a.value)
 	}
+	e.swallowEnd(v, &a)
 	e.behind(v, a)
 }
 
