@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"math/rand/v2"
-	"os"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -39,7 +38,7 @@ func testRemove(t *testing.T) {
 		{Kind: hypervisor.TrapHardware, Access: hypervisor.AccessWrite, Virt: dataAt + 0x100, Size: 8, VCPU: hypervisor.AllVCPUs},
 		{Kind: hypervisor.TrapStep, VCPU: 1},
 	}
-	if _, err := os.Stat("/sys/module/kvm_pvm"); err != nil || labtest.InsideNested() {
+	if !losesRF() {
 		kinds = append(kinds, hypervisor.Trap{Kind: hypervisor.TrapHardware, Access: hypervisor.AccessExecute, Virt: codeAt + 0x1000, VCPU: hypervisor.AllVCPUs})
 	}
 	if g.e.Abilities().MSRFilter {
