@@ -61,6 +61,8 @@ type app struct {
 	cacheDir string
 	quiet    bool
 	pause    bool // of commands that look
+
+	drivers []node.Driver // of tests; nil: those of this host
 }
 
 func (a *app) run(ctx context.Context, args []string) int {
@@ -177,7 +179,7 @@ an existing file means image:.`,
 	root.AddCommand(
 		a.vmsCommand(), a.scanCommand(), a.policyCommand(), a.demoCommand(), a.versionCommand(), a.pauseGuardCommand(),
 		a.runCommand(), a.machineProcessCommand(), a.stopCommand(), a.resetCommand(),
-		a.pauseCommand(), a.resumeCommand(), a.saveCommand(),
+		a.pauseCommand(), a.resumeCommand(), a.saveCommand(), a.watchCommand(),
 	)
 	root.SetUsageTemplate(root.UsageTemplate() + "\n" + exitHelp + "\n")
 	return root
@@ -209,11 +211,11 @@ func (a *app) node() (*node.Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	return node.New(node.Options{
-		Drivers:  []node.Driver{qemu.New(qemu.Options{Logger: log}), kvm.New(kvm.Options{Logger: log}), image.New(image.Options{})},
-		CacheDir: a.cacheDir,
-		Logger:   log,
-	}), nil
+	drivers := a.drivers
+	if drivers == nil {
+		drivers = []node.Driver{qemu.New(qemu.Options{Logger: log}), kvm.New(kvm.Options{Logger: log}), image.New(image.Options{})}
+	}
+	return node.New(node.Options{Drivers: drivers, CacheDir: a.cacheDir, Logger: log}), nil
 }
 
 func (a *app) logger() (*slog.Logger, error) {
