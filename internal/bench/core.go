@@ -22,6 +22,7 @@ var corePromises = map[string]figure{
 	"memory":      {Name: "core: a guest's work on its memory over QEMU's", Unit: "x", Limit: 1.02, AtMost: true},
 	"disk":        {Name: "core: sequential disk reads, time over QEMU's", Unit: "x", Limit: 1.0 / 0.9, AtMost: true},
 	"net":         {Name: "core: TCP through a tap, time over QEMU's", Unit: "x", Limit: 1.0 / 0.9, AtMost: true},
+	"netin":       {Name: "core: TCP through a tap into the guest, time over QEMU's", Unit: "x", Limit: 1.0 / 0.9, AtMost: true},
 	"vmm-memory":  {Name: "core: memory of the VMM beyond the guest's", Unit: "MiB", Limit: 40, AtMost: true},
 	"page-write":  {Name: "core: trapped page write over a port-I/O exit", Unit: "x", Limit: 2, AtMost: true},
 	"int3-step":   {Name: "core: breakpoint with a step over a port-I/O exit", Unit: "x", Limit: 3, AtMost: true},
@@ -44,6 +45,9 @@ func coreFigures(ctx context.Context, o options, _ string) ([]figure, error) {
 		cfg       lab.NestedConfig
 	}{
 		{"./hypervisor/kvm/vmm", "^TestFigures$", lab.NestedConfig{InnerKernel: k, GuestModules: []string{"virtio_pci", "virtio_blk", "virtio_net"}, Modules: []string{"tun"}}},
+		{"./hypervisor/kvm/launch", "^TestProgram$/^Detached$", lab.NestedConfig{
+			InnerKernel: k, GuestModules: []string{"virtio_pci", "virtio_blk", "virtio_rng"}, Programs: map[string]string{"vantage": o.vantage},
+		}},
 		{"./hypervisor/kvm/internal/trap", "^TestFigures$", lab.NestedConfig{Bed: lab.EPT, Memory: 768 * lab.MiB}},
 	} {
 		binary := filepath.Join(o.dir, "figures.test")

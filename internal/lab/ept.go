@@ -24,7 +24,9 @@ const (
 	NPT Bed = "npt"
 	// EPT is Bochs' emulation of an Intel processor: exits, INT3 and single steps
 	// are as on hardware, and time counts instructions, so that figures repeat. The
-	// outer guest is up after some 40 seconds; everything in it is slow.
+	// outer guest is up after some 40 seconds; everything in it is slow. It has one
+	// processor, which takes no interrupt while an inner guest has its own off: one
+	// that loops so holds everything up, timers too.
 	EPT Bed = "ept"
 )
 

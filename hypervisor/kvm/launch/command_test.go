@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,18 +22,39 @@ import (
 // stock kernel under nested paging.
 func TestProgram(t *testing.T) {
 	k := labtest.Kernel(t, lab.Bookworm)
-	cfg := lab.NestedConfig{Timeout: 5 * time.Minute, Tries: 2, InnerKernel: k, GuestModules: []string{"virtio_pci", "virtio_blk", "virtio_rng"}}
-	if !labtest.InsideNested() {
-		binary := filepath.Join(t.TempDir(), "vantage")
-		if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", binary, "../../../cmd/vantage").CombinedOutput(); err != nil {
-			t.Fatalf("build vantage: %v\n%s", err, out)
-		}
-		cfg.Programs = map[string]string{"vantage": binary}
-	}
+	cfg := lab.NestedConfig{Timeout: 8 * time.Minute, Tries: 2, InnerKernel: k, GuestModules: []string{"virtio_pci", "virtio_blk", "virtio_rng"}}
+	withProgram(t, &cfg)
 	labtest.NestedGroup(t, cfg, func(t *testing.T) {
 		t.Run("Detached", func(t *testing.T) { testDetached(t, k) })
 		t.Run("Foreground", func(t *testing.T) { testForeground(t, k) })
+		t.Run("Conformance", testConformance)
+		t.Run("KilledClients", func(t *testing.T) { testKilledTiny(t, 200) })
 	})
+}
+
+// The same program where INT3 leaves the guest: every instruction of a tiny guest
+// and functions of a stock kernel have breakpoints.
+func TestProgramUnderEPT(t *testing.T) {
+	k := labtest.Kernel(t, lab.Bookworm)
+	cfg := lab.NestedConfig{Bed: lab.EPT, Timeout: 15 * time.Minute, InnerKernel: k}
+	withProgram(t, &cfg)
+	labtest.NestedGroup(t, cfg, func(t *testing.T) {
+		t.Run("KilledClients", func(t *testing.T) { testKilledTiny(t, 100) })
+		t.Run("StockKernel", func(t *testing.T) { testStockKernel(t, k) })
+	})
+}
+
+// withProgram puts the program into a bed.
+func withProgram(t *testing.T, cfg *lab.NestedConfig) {
+	t.Helper()
+	if labtest.InsideNested() {
+		return
+	}
+	binary := filepath.Join(t.TempDir(), "vantage")
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", binary, "../../../cmd/vantage").CombinedOutput(); err != nil {
+		t.Fatalf("build vantage: %v\n%s", err, out)
+	}
+	cfg.Programs = map[string]string{"vantage": binary}
 }
 
 // vantage runs the program and returns what it printed and its exit status.
@@ -146,6 +168,11 @@ func testDetached(t *testing.T, k *lab.Kernel) {
 	if out, errs, status = vantage(t, "scan", "web", "--json"); status != 0 || !strings.Contains(out, `"summary":true`) {
 		t.Errorf("scan: status %d: %s%s", status, out, errs)
 	}
+	if used := beyondGuest(t, pid, 256<<20); used > 40<<20 {
+		t.Errorf("the machine's process uses %d bytes beyond the guest's memory", used)
+	} else {
+		fmt.Printf("BENCH vmm-memory %.1f resident, program and libraries included\n", float64(used)/(1<<20))
+	}
 	if _, errs, status = vantage(t, "run", "--name", "web", "--kernel", k.Image); status != 2 || !strings.Contains(errs, "running") {
 		t.Errorf("a second one of its name: status %d: %s", status, errs)
 	}
@@ -159,6 +186,31 @@ func testDetached(t *testing.T, k *lab.Kernel) {
 	if out, _, _ = vantage(t, "vms", "--json"); strings.Contains(out, `"web"`) {
 		t.Errorf("a machine that has ended is listed: %s", out)
 	}
+}
+
+// beyondGuest returns the bytes that a process has resident in mappings that are
+// not its guest's RAM (proc_pid_smaps(5)).
+func beyondGuest(t *testing.T, pid int, guest uint64) (used uint64) {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mappings, ram := 0, false
+	for line := range strings.Lines(string(b)) {
+		var from, to, kib uint64
+		if n, _ := fmt.Sscanf(line, "%x-%x ", &from, &to); n == 2 {
+			ram = to-from == guest
+			mappings++
+		}
+		if n, _ := fmt.Sscanf(line, "Rss: %d kB", &kib); n == 1 && !ram {
+			used += kib << 10
+		}
+	}
+	if mappings < 10 || used == 0 {
+		t.Fatalf("no mappings in\n%s", b)
+	}
+	return used
 }
 
 func testForeground(t *testing.T, k *lab.Kernel) {

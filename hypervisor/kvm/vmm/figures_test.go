@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -31,7 +32,7 @@ func TestFigures(t *testing.T) {
 	}
 	k := labtest.Kernel(t, lab.Bookworm)
 	labtest.NestedGroup(t, lab.NestedConfig{
-		Timeout: 30 * time.Minute, InnerKernel: k, GuestModules: guestModules,
+		Timeout: 30 * time.Minute, InnerKernel: k, GuestModules: guestModules, Modules: []string{"tun"},
 		Env: []string{envFigures + "=1"},
 	}, func(t *testing.T) {
 		t.Run("AgainstQEMU", func(t *testing.T) { againstQEMU(t, k) })
@@ -46,7 +47,36 @@ dd if=/dev/zero of=/tmp/data bs=1M count=32 2>/dev/null
 measure cpu sha256sum /tmp/data
 measure memory sh -c 'for i in 1 2 3 4; do cat /tmp/data > /tmp/copy; rm /tmp/copy; done'
 measure disk dd if=/dev/vda of=/dev/null bs=1M iflag=direct
+ip addr add 10.9.8.2/24 dev eth0; ip link set eth0 up; ping -c 1 -W 5 10.9.8.1 >/dev/null
+measure net sh -c 'nc 10.9.8.1 7000 < /tmp/data'
+measure netin sh -c 'nc 10.9.8.1 7001 < /dev/null > /dev/null'
 `
+
+// netServer takes what the guest sends to port 7000, and sends it as much from 7001.
+func netServer(t *testing.T) {
+	t.Helper()
+	tap(t, "vtest0", "10.9.8.1/24")
+	for port, serve := range map[int]func(net.Conn){
+		7000: func(c net.Conn) { _, _ = io.Copy(io.Discard, c) },
+		7001: func(c net.Conn) { _, _ = c.Write(make([]byte, 32<<20)) },
+	} {
+		ln, err := net.Listen("tcp", fmt.Sprintf("10.9.8.1:%d", port))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = ln.Close() })
+		go func() {
+			for {
+				c, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				serve(c)
+				_ = c.Close()
+			}
+		}()
+	}
+}
 
 // run is what one boot gave, in seconds: "boot", and the names of work.
 type run map[string]float64
@@ -63,7 +93,8 @@ func (r run) read(console string) {
 
 func againstQEMU(t *testing.T, k *lab.Kernel) {
 	const disk, memory = 128 << 20, 512
-	initrd := initramfs(t, k, "echo "+ready+"\nmount -t tmpfs tmp /tmp\n"+work+"poweroff -f", "virtio_pci", "virtio_blk")
+	initrd := initramfs(t, k, "echo "+ready+"\nmount -t tmpfs tmp /tmp\n"+work+"poweroff -f", "virtio_pci", "virtio_blk", "virtio_net")
+	netServer(t)
 	image := filepath.Join(t.TempDir(), "disk.raw")
 	if err := os.WriteFile(image, make([]byte, disk), 0o600); err != nil {
 		t.Fatal(err)
@@ -76,6 +107,7 @@ func againstQEMU(t *testing.T, k *lab.Kernel) {
 		m, c := machine(t, Config{
 			Memory: memory << 20, CPUs: 1, Kernel: k.Image, CommandLine: kernelLine, Initrd: initrd,
 			Disks: []DiskConfig{{Path: image, Format: "raw"}},
+			Nets:  []NetConfig{{Tap: "vtest0", MAC: "52:54:00:12:34:56"}},
 		}, Options{})
 		r := run{}
 		for tick := time.NewTicker(5 * time.Millisecond); r["boot"] == 0; <-tick.C {
@@ -105,7 +137,8 @@ func againstQEMU(t *testing.T, k *lab.Kernel) {
 		cmd := exec.CommandContext(ctx, "qemu-system-x86_64", "-accel", "kvm", "-M", "pc", "-cpu", "host", "-m", fmt.Sprint(memory),
 			"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
 			"-kernel", k.Image, "-initrd", initrd, "-append", kernelLine,
-			"-drive", "file="+image+",format=raw,if=none,id=d", "-device", "virtio-blk-pci,drive=d")
+			"-drive", "file="+image+",format=raw,if=none,id=d", "-device", "virtio-blk-pci,drive=d",
+			"-netdev", "tap,id=n,ifname=vtest0,script=no,downscript=no,vhost=off", "-device", "virtio-net-pci,netdev=n,mac=52:54:00:12:34:56,romfile=")
 		out, err := cmd.StdoutPipe()
 		if err != nil {
 			t.Fatal(err)

@@ -164,7 +164,8 @@ func longMode() hypervisor.Registers {
 	data := hypervisor.Segment{Selector: 16, Limit: 0xffffffff, Attributes: 0xc093}
 	return hypervisor.Registers{
 		Valid: hypervisor.GroupGeneral | hypervisor.GroupSegments | hypervisor.GroupControl,
-		RIP:   codeAt, RFLAGS: 2,
+		// With interrupts on, though there are none: see lab.EPT.
+		RIP: codeAt, RFLAGS: 0x202,
 		CS: code, DS: data, ES: data, FS: data, GS: data, SS: data,
 		TR:  hypervisor.Segment{Selector: 24, Base: tssAt, Limit: 0x67, Attributes: 0x8b},
 		LDT: hypervisor.Segment{Attributes: 0x82},
