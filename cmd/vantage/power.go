@@ -76,7 +76,8 @@ that does not listen, or has not powered off after --grace, is an error; with
 		if err := <-ended; !errors.Is(err, hypervisor.ErrGone) {
 			return "", err
 		}
-		return "powered off", nil
+		// It has ended by itself: this waits for its process.
+		return "powered off", s.Stop(ctx)
 	})
 	cmd.Flags().BoolVar(&force, "force", false, "do not ask the guest")
 	cmd.Flags().DurationVar(&grace, "grace", time.Minute, "how long the guest may take")

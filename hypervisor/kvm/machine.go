@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"sync/atomic"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vantage-vmi/vantage/hypervisor"
 	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/wire"
@@ -132,8 +135,8 @@ func (vm *VM) Reset(ctx context.Context) error {
 	return vm.ask(ctx, wire.Message{Method: wire.MethodReset})
 }
 
-// Stop is hypervisor.Switch's. It returns when the machine's process has let go
-// of us, which is the last thing that it does.
+// Stop is hypervisor.Switch's. It returns when the machine's process has ended: its
+// name, files and memory are free again.
 func (vm *VM) Stop(ctx context.Context) error {
 	err := vm.ask(ctx, wire.Message{Method: wire.MethodStop})
 	if err != nil && !errors.Is(err, hypervisor.ErrGone) {
@@ -141,9 +144,38 @@ func (vm *VM) Stop(ctx context.Context) error {
 	}
 	select {
 	case <-vm.c.done:
-		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("VM %s: stop: %w", vm.name, context.Cause(ctx))
+	}
+	if err := vm.awaitProcess(ctx); err != nil {
+		return fmt.Errorf("VM %s: stop: %w", vm.name, err)
+	}
+	return nil
+}
+
+// awaitProcess returns when the machine's process has ended. Where it cannot be
+// seen (another namespace) that is at once.
+func (vm *VM) awaitProcess(ctx context.Context) error {
+	vm.mu.RLock()
+	defer vm.mu.RUnlock()
+	if vm.closed {
+		return hypervisor.ErrClosed
+	}
+	if vm.process == nil || vm.info.PID == os.Getpid() { // a test's machine
+		return nil
+	}
+	for {
+		fds := []unix.PollFd{{Fd: int32(vm.process.Fd()), Events: unix.POLLIN}}
+		n, err := unix.Poll(fds, 20) // ms: how late an end of ctx is seen
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("wait for process %d: %w", vm.info.PID, err)
+		}
+		if n > 0 {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 	}
 }
 

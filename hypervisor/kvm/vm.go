@@ -20,6 +20,7 @@ type VM struct {
 	name    string
 	timeout time.Duration
 	c       *conn
+	process *os.File // a pidfd; nil: the process cannot be seen
 	memory  []byte
 	ranges  []hypervisor.Range
 
@@ -71,6 +72,9 @@ func newVM(d *Driver, c *conn, name, uri string) (_ *VM, err error) {
 	vm.info = c.welcome.Info
 	vm.info.Name, vm.info.URI, vm.info.Driver = name, uri, DriverName
 	vm.info.PID, vm.info.MemoryBytes = c.pid, hypervisor.TotalSize(vm.ranges)
+	if fd, err := unix.PidfdOpen(c.pid, 0); err == nil {
+		vm.process = os.NewFile(uintptr(fd), "pidfd")
+	}
 	vm.events.init()
 	c.onEvent(vm.events.tell)
 	return vm, nil
@@ -207,5 +211,8 @@ func (vm *VM) Close() error {
 		return nil
 	}
 	vm.closed = true
+	if vm.process != nil {
+		vm.process.Close()
+	}
 	return unix.Munmap(vm.memory)
 }

@@ -103,7 +103,8 @@ func (l *fileLook) readFile(addr hypervisor.VirtAddr) (File, error) {
 	if inode == 0 && o.uint(l.fs.fileMode)&fmodeMayBack == 0 {
 		return f, fmt.Errorf("file at %#x has no inode: %w", uint64(addr), ErrTorn)
 	}
-	return f, l.fill(&f, addr, at, inode)
+	err = l.fill(&f, addr, at, inode)
+	return f, err
 }
 
 // fill sets what the inode and the path of f say.

@@ -38,9 +38,13 @@ func (c *VCPU) Enter() error {
 	return e
 }
 
+// What a call fills in is returned in a statement of its own: in one with the call
+// the compiler may take its value before.
+
 // Regs is KVM_GET_REGS.
 func (c *VCPU) Regs() (r Regs, err error) {
-	return r, named("KVM_GET_REGS", ioctlPtr(c.fd, getRegs, &r))
+	err = named("KVM_GET_REGS", ioctlPtr(c.fd, getRegs, &r))
+	return r, err
 }
 
 // SetRegs is KVM_SET_REGS.
@@ -48,7 +52,8 @@ func (c *VCPU) SetRegs(r *Regs) error { return named("KVM_SET_REGS", ioctlPtr(c.
 
 // Sregs is KVM_GET_SREGS.
 func (c *VCPU) Sregs() (s Sregs, err error) {
-	return s, named("KVM_GET_SREGS", ioctlPtr(c.fd, getSregs, &s))
+	err = named("KVM_GET_SREGS", ioctlPtr(c.fd, getSregs, &s))
+	return s, err
 }
 
 // SetSregs is KVM_SET_SREGS.
@@ -56,7 +61,8 @@ func (c *VCPU) SetSregs(s *Sregs) error { return named("KVM_SET_SREGS", ioctlPtr
 
 // Sregs2 is KVM_GET_SREGS2.
 func (c *VCPU) Sregs2() (s Sregs2, err error) {
-	return s, named("KVM_GET_SREGS2", ioctlPtr(c.fd, getSregs2, &s))
+	err = named("KVM_GET_SREGS2", ioctlPtr(c.fd, getSregs2, &s))
+	return s, err
 }
 
 // SetSregs2 is KVM_SET_SREGS2.
@@ -67,7 +73,8 @@ func (c *VCPU) SetSregs2(s *Sregs2) error {
 // Translate translates a gva by the vCPU's page tables (KVM_TRANSLATE).
 func (c *VCPU) Translate(gva uint64) (Translation, error) {
 	t := Translation{LinearAddress: gva}
-	return t, named("KVM_TRANSLATE", ioctlPtr(c.fd, translate, &t))
+	err := named("KVM_TRANSLATE", ioctlPtr(c.fd, translate, &t))
+	return t, err
 }
 
 // MSRs fills in the Data of entries. It returns how many were read: KVM stops at
@@ -107,7 +114,8 @@ func (c *VCPU) SetCPUID2(entries []CPUIDEntry) error {
 
 // LAPIC is KVM_GET_LAPIC.
 func (c *VCPU) LAPIC() (s LAPICState, err error) {
-	return s, named("KVM_GET_LAPIC", ioctlPtr(c.fd, getLAPIC, &s))
+	err = named("KVM_GET_LAPIC", ioctlPtr(c.fd, getLAPIC, &s))
+	return s, err
 }
 
 // SetLAPIC is KVM_SET_LAPIC.
@@ -117,7 +125,8 @@ func (c *VCPU) SetLAPIC(s *LAPICState) error {
 
 // MPState is KVM_GET_MP_STATE.
 func (c *VCPU) MPState() (s uint32, err error) {
-	return s, named("KVM_GET_MP_STATE", ioctlPtr(c.fd, getMPState, &s))
+	err = named("KVM_GET_MP_STATE", ioctlPtr(c.fd, getMPState, &s))
+	return s, err
 }
 
 // SetMPState is KVM_SET_MP_STATE.
@@ -138,7 +147,8 @@ func (c *VCPU) SetGuestDebug(d *GuestDebug) error {
 
 // VCPUEvents is KVM_GET_VCPU_EVENTS.
 func (c *VCPU) VCPUEvents() (e VCPUEvents, err error) {
-	return e, named("KVM_GET_VCPU_EVENTS", ioctlPtr(c.fd, getVCPUEvents, &e))
+	err = named("KVM_GET_VCPU_EVENTS", ioctlPtr(c.fd, getVCPUEvents, &e))
+	return e, err
 }
 
 // SetVCPUEvents is KVM_SET_VCPU_EVENTS.
@@ -148,7 +158,8 @@ func (c *VCPU) SetVCPUEvents(e *VCPUEvents) error {
 
 // DebugRegs is KVM_GET_DEBUGREGS.
 func (c *VCPU) DebugRegs() (d DebugRegs, err error) {
-	return d, named("KVM_GET_DEBUGREGS", ioctlPtr(c.fd, getDebugRegs, &d))
+	err = named("KVM_GET_DEBUGREGS", ioctlPtr(c.fd, getDebugRegs, &d))
+	return d, err
 }
 
 // SetDebugRegs is KVM_SET_DEBUGREGS.
@@ -158,7 +169,8 @@ func (c *VCPU) SetDebugRegs(d *DebugRegs) error {
 
 // XCRs is KVM_GET_XCRS.
 func (c *VCPU) XCRs() (x XCRs, err error) {
-	return x, named("KVM_GET_XCRS", ioctlPtr(c.fd, getXCRS, &x))
+	err = named("KVM_GET_XCRS", ioctlPtr(c.fd, getXCRS, &x))
+	return x, err
 }
 
 // SetXCRs is KVM_SET_XCRS.

@@ -121,7 +121,8 @@ func (v *VM) SetRouting(routes []Route) error {
 
 // Clock is KVM_GET_CLOCK.
 func (v *VM) Clock() (c ClockData, err error) {
-	return c, named("KVM_GET_CLOCK", ioctlPtr(v.fd, getClock, &c))
+	err = named("KVM_GET_CLOCK", ioctlPtr(v.fd, getClock, &c))
+	return c, err
 }
 
 // SetClock is KVM_SET_CLOCK.
@@ -131,7 +132,8 @@ func (v *VM) SetClock(c ClockData) error {
 
 // PIT2 is KVM_GET_PIT2.
 func (v *VM) PIT2() (s PITState2, err error) {
-	return s, named("KVM_GET_PIT2", ioctlPtr(v.fd, getPIT2, &s))
+	err = named("KVM_GET_PIT2", ioctlPtr(v.fd, getPIT2, &s))
+	return s, err
 }
 
 // SetPIT2 is KVM_SET_PIT2.
@@ -140,7 +142,8 @@ func (v *VM) SetPIT2(s PITState2) error { return named("KVM_SET_PIT2", ioctlPtr(
 // IRQChip returns the state of chip 0, 1 (PICs) or 2 (I/O APIC).
 func (v *VM) IRQChip(id uint32) (IRQChip, error) {
 	c := IRQChip{ChipID: id}
-	return c, named("KVM_GET_IRQCHIP", ioctlPtr(v.fd, getIRQChip, &c))
+	err := named("KVM_GET_IRQCHIP", ioctlPtr(v.fd, getIRQChip, &c))
+	return c, err
 }
 
 // SetIRQChip sets a chip's state.

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"testing"
@@ -255,6 +256,7 @@ func (g *guest) stuck() {
 	case <-time.After(5 * time.Second):
 		g.t.Error("the vCPUs do not stand")
 	}
+	debug.SetTraceback("all")
 	panic("stuck: see the goroutines")
 }
 

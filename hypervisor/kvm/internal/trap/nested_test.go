@@ -21,7 +21,7 @@ func TestOnThisMachine(t *testing.T) {
 }
 
 func TestUnderNPT(t *testing.T) {
-	labtest.NestedGroup(t, lab.NestedConfig{Memory: lab.GiB, Timeout: 100 * time.Second}, all)
+	labtest.NestedGroup(t, lab.NestedConfig{Memory: lab.GiB, Timeout: 5 * time.Minute, Tries: 2}, all)
 }
 
 func TestUnderNPTTrixie(t *testing.T) {
@@ -33,7 +33,7 @@ func TestUnderNPTTrixie(t *testing.T) {
 }
 
 func TestUnderEPT(t *testing.T) {
-	labtest.NestedGroup(t, lab.NestedConfig{Memory: lab.GiB, Bed: lab.EPT, Timeout: 12 * time.Minute}, all)
+	labtest.NestedGroup(t, lab.NestedConfig{Memory: lab.GiB, Bed: lab.EPT, Timeout: 10 * time.Minute}, all)
 }
 
 func all(t *testing.T) {

@@ -49,7 +49,7 @@ func testRemove(t *testing.T) {
 			kinds = append(kinds, hypervisor.Trap{Kind: hypervisor.TrapBreakpoint, Addr: codeAt + 0x1000 + off})
 		}
 	}
-	if g.e.Abilities().Userfault != nil {
+	if g.e.Abilities().Userfault != nil || ept() {
 		kinds = append(kinds[:1], kinds[2:]...)
 	}
 	seed := uint64(time.Now().UnixNano())
