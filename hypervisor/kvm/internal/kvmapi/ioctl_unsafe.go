@@ -8,7 +8,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ioctl makes a request whose argument is a number.
+// ioctl makes a request whose argument is a number, or a pointer that its caller
+// converts in the call. What that points to must be on the heap: a stack that grows
+// in here moves, and the kernel would write to where it was.
+//
+//go:uintptrescapes
 func ioctl(fd int, req, arg uintptr) (int, error) {
 	for {
 		r, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), req, arg)
@@ -33,8 +37,14 @@ func ioctlPtr[T any](fd int, req uintptr, arg *T) error {
 // addressOf returns a's address for a field of another struct.
 func addressOf[T any](a *T) uint64 {
 	// SAFETY: callers keep a alive until the kernel is done with it.
-	return uint64(uintptr(unsafe.Pointer(a)))
+	return onHeap(uintptr(unsafe.Pointer(a)))
 }
+
+// onHeap makes what its argument was converted from stay where it is.
+//
+//go:uintptrescapes
+//go:noinline
+func onHeap(a uintptr) uint64 { return uint64(a) }
 
 // page is struct kvm_run without its ring buffers.
 type page struct {

@@ -33,7 +33,7 @@ func TestUnderNPTTrixie(t *testing.T) {
 }
 
 func TestUnderEPT(t *testing.T) {
-	labtest.NestedGroup(t, lab.NestedConfig{Memory: lab.GiB, Bed: lab.EPT, Timeout: 10 * time.Minute}, all)
+	labtest.NestedGroup(t, lab.NestedConfig{Memory: lab.GiB, Bed: lab.EPT, Timeout: 9 * time.Minute}, all)
 }
 
 func all(t *testing.T) {

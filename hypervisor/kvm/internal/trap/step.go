@@ -121,7 +121,7 @@ func (e *Engine) step(s *stop) stepEnd {
 // enterStep runs the guest until the instruction is done.
 func (e *Engine) enterStep(s *stop, expired *atomic.Bool) (stepEnd, uint64) {
 	v := s.v
-	for {
+	for early := 0; ; {
 		err := v.Enter()
 		if e.vm.Closing() {
 			return stepEnded, 0
@@ -147,6 +147,10 @@ func (e *Engine) enterStep(s *stop, expired *atomic.Bool) (stepEnd, uint64) {
 				// The handler of an exception begins with a breakpoint, or it is
 				// the guest's own: it is hit again when the others may run.
 				return stepLeft, 0
+			}
+			if early < maxEarly && dr6&0xf == 0 && e.inFront(s) {
+				early++
+				continue
 			}
 			return stepDone, dr6
 		case kvmapi.ExitInternalError:
@@ -176,6 +180,19 @@ func (e *Engine) enterStep(s *stop, expired *atomic.Bool) (stepEnd, uint64) {
 			return stepEnded, 0
 		}
 	}
+}
+
+// maxEarly is how often a step is told in front of its instruction: once for each
+// page that had to be mapped for it.
+const maxEarly = 8
+
+// inFront reports whether a step was told and its instruction was not done: Bochs'
+// VMX keeps the step's exception for the next entry when KVM has to map a page in
+// between. An instruction that leaves RIP where it is by itself is not that, but
+// for a jump to itself, which may as well be done again.
+func (e *Engine) inFront(s *stop) bool {
+	rip, err := s.v.RIP()
+	return err == nil && rip == s.regs.RIP && (!s.known || s.in.Rep == 0)
 }
 
 // openMore makes all pages that the instruction uses memory, after KVM could not

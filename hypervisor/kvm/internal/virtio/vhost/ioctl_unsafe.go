@@ -7,6 +7,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// ioctl makes a request. What its argument was converted from must be on the heap:
+// a stack may move while the kernel writes there.
+//
+//go:uintptrescapes
 func ioctl(fd int, req, arg uintptr) (int, error) {
 	for {
 		r, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), req, arg)
