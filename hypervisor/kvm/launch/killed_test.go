@@ -93,7 +93,7 @@ func killClients(t *testing.T, w watched, rounds int) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
-	told, most := 0, 20*time.Millisecond
+	told, most := 0, 120*time.Millisecond
 	for round := range rounds {
 		s := clientSpec{Name: w.name}
 		for range 1 + random.IntN(3) {

@@ -23,7 +23,7 @@ import (
 const (
 	tinyBase    = 0x10_0000
 	tinyMailbox = tinyBase + 0x4000 // go, gpa, value, how many were done
-	tinyLoop    = tinyBase + 0x3e
+	tinyLoop    = tinyBase + 0x45
 	tinyMemory  = 64 << 20
 )
 
@@ -42,7 +42,8 @@ const tinyCode = `
 	0d 00 00 00 80          ; or eax, PG
 	0f 22 c0                ; mov cr0, eax
 	0f 01 15 f0 00 10 00    ; lgdt [tinyBase+0xf0]
-	ea 38 00 10 00 08 00    ; jmp 8:1f
+	0f 01 1d e0 00 10 00    ; lidt [tinyBase+0xe0]
+	ea 3f 00 10 00 08 00    ; jmp 8:1f
 	fb                      ; 1: sti, for lab.EPT
 	be 00 40 10 00          ; mov esi, mailbox
 	f3 90                   ; 2: pause
@@ -78,6 +79,8 @@ func tinyKernel(t *testing.T) string {
 	le := binary.LittleEndian
 	image := make([]byte, 0x5000)
 	copy(image, hexBytes(t, tinyCode))
+	le.PutUint16(image[0xe0:], 15) // an IDT with nothing in it
+	le.PutUint32(image[0xe2:], tinyBase+0x800)
 	le.PutUint16(image[0xf0:], 15)
 	le.PutUint32(image[0xf2:], tinyBase+0x100)
 	le.PutUint64(image[0x108:], 0x00af9b00_0000ffff)
