@@ -26,7 +26,10 @@ const (
 	// are as on hardware, and time counts instructions, so that figures repeat. The
 	// outer guest is up after some 40 seconds; everything in it is slow. It has one
 	// processor, which takes no interrupt while an inner guest has its own off: one
-	// that loops so holds everything up, timers too.
+	// that loops so holds everything up, timers too. An instruction that leaves the
+	// guest while it is stepped (CPUID, a page that is not mapped yet) has its step
+	// told a second time, in front of it or after it: to a guest that is not stepped
+	// any more by then as a #DB of its own.
 	EPT Bed = "ept"
 )
 

@@ -22,7 +22,7 @@ func ept() bool {
 // INT3 does not exit, setting one says so.
 func testBreakpoint(t *testing.T) {
 	g := newGuest(t, 1, callGuest)
-	code := assemble(t, function)
+	code := functionHere(t)
 	g.write(codeAt+0x1000, code)
 	told := &events{}
 	at := []hypervisor.PhysAddr{codeAt + 0x1000, codeAt + 0x1000 + 11} // push rbp; cpuid

@@ -66,19 +66,41 @@ func testDirty(t *testing.T) {
 			}
 		}
 	}
+	// KVM counts a page that it has to map as written, whatever the guest does with
+	// it; and with EPT's accessed bits, page tables that the processor walks.
+	check := func(more ...hypervisor.Frame) {
+		t.Helper()
+		got := dirty()
+		for f := range want {
+			if !got[f] {
+				t.Errorf("frame %#x is written, and not dirty", f)
+			}
+			delete(got, f)
+		}
+		for _, f := range more {
+			delete(got, f)
+		}
+		if len(got) > 0 {
+			t.Errorf("dirty are %#x too", slices.Sorted(maps.Keys(got)))
+		}
+	}
+	tables := []hypervisor.Frame{tablesAt >> 12, tablesAt>>12 + 1, tablesAt>>12 + 2, tablesAt>>12 + 3}
+	read := append(slices.Clone(tables), codeAt>>12, moreAt>>12)
+	round()
+	check(read...)
 	for range 3 {
 		round()
-		if got := dirty(); !maps.Equal(got, want) {
-			t.Fatalf("dirty are %v", slices.Sorted(maps.Keys(got)))
+		if ept() {
+			check(tables...)
+		} else {
+			check()
 		}
 	}
 	told := &events{}
 	id := g.set(hypervisor.Trap{Kind: hypervisor.TrapPage, Access: hypervisor.AccessWrite, Addr: dataAt, Size: 2 * 4096, MaxRate: 100}, told.handle)
 	dirty()
 	round()
-	if got := dirty(); !maps.Equal(got, want) {
-		t.Errorf("with a trap, dirty are %v", slices.Sorted(maps.Keys(got)))
-	}
+	check(read...)
 	if err := g.e.RemoveTrap(ctx, id); err != nil {
 		t.Fatal(err)
 	}
@@ -91,7 +113,7 @@ func testDirty(t *testing.T) {
 	g.vm.Stop()
 	got := dirty()
 	for f := range got {
-		if !want[f] {
+		if !want[f] && !slices.Contains(read, f) {
 			t.Errorf("frame %#x is dirty", f)
 		}
 	}

@@ -33,7 +33,30 @@ func TestUnderNPTTrixie(t *testing.T) {
 }
 
 func TestUnderEPT(t *testing.T) {
-	labtest.NestedGroup(t, lab.NestedConfig{Memory: lab.GiB, Bed: lab.EPT, Timeout: 9 * time.Minute}, all)
+	labtest.NestedGroup(t, lab.NestedConfig{Memory: lab.GiB, Bed: lab.EPT, Timeout: 9 * time.Minute}, everyKind)
+}
+
+// everyKind is what shows each kind of trap once, where all is slow.
+func everyKind(t *testing.T) {
+	holdKVM(t)
+	t.Run("ReadOnlySlot", testReadOnlySlot)
+	t.Run("Read", testRead)
+	debuggers(t)
+	t.Run("MSR", testMSR)
+	t.Run("Port", testPort)
+	t.Run("Shutdown", testShutdown)
+	t.Run("Dirty", testDirty)
+	t.Run("Remove", testRemove)
+}
+
+// debuggers are the traps that the guest's debug state is for.
+func debuggers(t *testing.T) {
+	t.Run("Execute", testExecute)
+	t.Run("Breakpoint", testBreakpoint)
+	t.Run("Hardware", testHardware)
+	t.Run("HardwareSkip", testHardwareSkip)
+	t.Run("Step", testStep)
+	t.Run("StepOne", testStepOne)
 }
 
 func all(t *testing.T) {

@@ -83,6 +83,17 @@ const callGuest = `
 	eb fe                         ; jmp $
 `
 
+// functionHere is function; where an instruction that leaves the guest cannot be
+// stepped (lab.EPT), RDTSC is in CPUID's place.
+func functionHere(t *testing.T) []byte {
+	t.Helper()
+	code := assemble(t, function)
+	if ept() {
+		code[12] = 0x31
+	}
+	return code
+}
+
 // function is at codeAt+0x1000; it has what is done by the engine, and what needs
 // the processor.
 const function = `
@@ -109,7 +120,7 @@ func testExecute(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			g := newGuest(t, 1, callGuest)
-			g.write(codeAt+0x1000, assemble(t, function))
+			g.write(codeAt+0x1000, functionHere(t))
 			told := &events{answer: func(ev *hypervisor.TrapEvent) hypervisor.TrapAnswer {
 				if c.verb == hypervisor.TrapSkip && ev.Addr == codeAt+0x1000 {
 					// As RET does.

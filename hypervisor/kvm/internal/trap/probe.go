@@ -16,11 +16,15 @@ func (e *Engine) probe(sys *kvmapi.System) error {
 	e.can.ReadOnly = e.kvm.Check(kvmapi.CapReadonlyMem) > 0
 	e.can.Slots = e.kvm.Check(kvmapi.CapNrMemslots)
 	e.can.BlockIRQ = e.kvm.Check(kvmapi.CapSetGuestDebug2)&kvmapi.GuestDebugBlockIRQ != 0
-	if e.kvm.Check(kvmapi.CapX86MSRFilter) > 0 && e.kvm.Check(kvmapi.CapX86UserSpaceMSR)&kvmapi.MSRExitReasonFilter != 0 {
-		if err := e.kvm.EnableCap(kvmapi.CapX86UserSpaceMSR, kvmapi.MSRExitReasonFilter); err != nil {
+	// What the second one answers is 1 or a set of reasons, by version: what is not
+	// there is refused.
+	if e.kvm.Check(kvmapi.CapX86MSRFilter) > 0 && e.kvm.Check(kvmapi.CapX86UserSpaceMSR) > 0 {
+		switch err := e.kvm.EnableCap(kvmapi.CapX86UserSpaceMSR, kvmapi.MSRExitReasonFilter); {
+		case err == nil:
+			e.can.MSRFilter = true
+		case !errors.Is(err, unix.EINVAL):
 			return err
 		}
-		e.can.MSRFilter = true
 	}
 	// Without it (Linux < 5.15) an instruction of user space that KVM cannot
 	// emulate raises #UD in the guest.
