@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -8,8 +9,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -178,12 +181,49 @@ func (m *bochs) start(memory uint64) error {
 		m.console.readFrom(m.serial)
 		close(m.read)
 	}()
-	// What the display prints is dropped; when it ends, Bochs has.
+	// When what it prints ends, Bochs has.
 	go func() {
-		_, _ = io.Copy(io.Discard, m.proc.stdout)
+		dropScreens(m.proc.stdout)
 		m.serial.Close()
 	}()
 	return nil
+}
+
+// screenLine is where Bochs says which terminal it draws the guest's screen on.
+var screenLine = regexp.MustCompile(`connected to screen "(/dev/pts/[0-9]+)"`)
+
+// dropScreens reads what Bochs prints, and what it draws on the terminal that it
+// names there: a blinking cursor fills a terminal that no one reads within minutes
+// of the guest's time, and then Bochs stands still.
+func dropScreens(printed io.Reader) {
+	lines := bufio.NewReader(printed)
+	var screens sync.WaitGroup
+	defer screens.Wait()
+	for {
+		line, err := lines.ReadString('\n')
+		if m := screenLine.FindStringSubmatch(line); m != nil {
+			screens.Go(func() { dropScreen(m[1]) })
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// dropScreen reads a terminal until its other end is closed.
+func dropScreen(path string) {
+	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	// Else it would wait for the ends of lines, of which there are none.
+	if t, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS); err == nil {
+		t.Lflag &^= unix.ICANON | unix.ECHO | unix.ISIG
+		t.Iflag, t.Oflag = 0, 0
+		_ = unix.IoctlSetTermios(int(f.Fd()), unix.TCSETS, t)
+	}
+	_, _ = io.Copy(io.Discard, f)
 }
 
 // log returns the end of what Bochs itself says.

@@ -18,11 +18,14 @@ import (
 	"github.com/vantage-vmi/vantage/internal/lab/labtest"
 )
 
+// guestModules are what the guests of initrd load.
+var guestModules = []string{"virtio_pci", "virtio_blk", "virtio_rng"}
+
 // The program itself, as its users have it, on a machine of its own that runs a
 // stock kernel under nested paging.
 func TestProgram(t *testing.T) {
 	k := labtest.Kernel(t, lab.Bookworm)
-	cfg := lab.NestedConfig{Timeout: 8 * time.Minute, Tries: 2, InnerKernel: k, GuestModules: []string{"virtio_pci", "virtio_blk", "virtio_rng"}}
+	cfg := lab.NestedConfig{Timeout: 8 * time.Minute, Tries: 2, InnerKernel: k, GuestModules: guestModules}
 	withProgram(t, &cfg)
 	labtest.NestedGroup(t, cfg, func(t *testing.T) {
 		t.Run("Detached", func(t *testing.T) { testDetached(t, k) })
@@ -39,7 +42,7 @@ func TestProgramUnderEPT(t *testing.T) {
 		t.Skip("boots a stock kernel under Bochs: VANTAGE_NIGHTLY=1 runs it")
 	}
 	k := labtest.Kernel(t, lab.Bookworm)
-	cfg := lab.NestedConfig{Bed: lab.EPT, Memory: lab.GiB, Timeout: 15 * time.Minute, InnerKernel: k}
+	cfg := lab.NestedConfig{Bed: lab.EPT, Memory: lab.GiB, Timeout: 15 * time.Minute, InnerKernel: k, GuestModules: guestModules}
 	withProgram(t, &cfg)
 	labtest.NestedGroup(t, cfg, func(t *testing.T) {
 		t.Run("KilledClients", func(t *testing.T) { testKilledTiny(t, 100) })
@@ -97,7 +100,7 @@ func initrd(t *testing.T, k *lab.Kernel, script string) string {
 		fs.Mkdir(d)
 	}
 	fs.Device("dev/console", 5, 1)
-	mods, err := k.Modules(t.Context(), "virtio_pci", "virtio_blk", "virtio_rng")
+	mods, err := k.Modules(t.Context(), guestModules...)
 	if err != nil {
 		t.Fatal(err)
 	}

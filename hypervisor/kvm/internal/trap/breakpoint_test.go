@@ -17,6 +17,12 @@ func ept() bool {
 	return err == nil && strings.HasPrefix(string(b), "Y")
 }
 
+// npt is for what AMD's processors do otherwise, or QEMU's emulation of them.
+func npt() bool {
+	_, err := os.Stat("/sys/module/kvm_amd")
+	return err == nil
+}
+
 // A breakpoint is hit each time, whether its instruction is done by the engine or
 // stepped over; the guest's text is byte for byte as before when it is gone. Where
 // INT3 does not exit, setting one says so.

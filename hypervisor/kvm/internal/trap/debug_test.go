@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/vantage-vmi/vantage/hypervisor"
+	"github.com/vantage-vmi/vantage/internal/lab/labtest"
 )
 
 // losesRF reports a KVM whose guests' kernels are user space, which has no RF.
@@ -16,10 +17,19 @@ func losesRF() bool {
 	return err == nil
 }
 
+// needDebugRegisters skips where debug registers that are set for a guest do nothing.
+func needDebugRegisters(t *testing.T) {
+	t.Helper()
+	if npt() && labtest.InsideNested() {
+		t.Skip("QEMU's SVM loads DR7 with a guest and does not act on it: TestUnderEPT does this")
+	}
+}
+
 // Debug registers tell of an instruction before it runs, and of a write behind
 // it; there are four.
 func testHardware(t *testing.T) {
 	withoutNested(t, losesRF(), "stops at a debug register's instruction over and over")
+	needDebugRegisters(t)
 	g := newGuest(t, 1, callGuest)
 	g.write(codeAt+0x1000, functionHere(t))
 	told := &events{}
@@ -65,6 +75,7 @@ func testHardware(t *testing.T) {
 
 // A function that a debug register stops at can be left out.
 func testHardwareSkip(t *testing.T) {
+	needDebugRegisters(t)
 	g := newGuest(t, 1, callGuest)
 	g.write(codeAt+0x1000, functionHere(t))
 	told := &events{answer: func(ev *hypervisor.TrapEvent) hypervisor.TrapAnswer {
