@@ -15,6 +15,7 @@ import (
 	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/cpuid"
 	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/device"
 	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/disk"
+	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/kvmapi"
 	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/layout"
 	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/pci"
 	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/virtio"
@@ -44,8 +45,9 @@ func (m *Machine) setCPUID() error {
 	if err != nil {
 		return err
 	}
+	deadline := m.sys.Check(kvmapi.CapTSCDeadline) > 0
 	for i, v := range m.vm.VCPUs() {
-		if err := v.KVM().SetCPUID2(cpuid.For(supported, i, m.cfg.CPUs)); err != nil {
+		if err := v.KVM().SetCPUID2(cpuid.For(supported, deadline, i, m.cfg.CPUs)); err != nil {
 			return fmt.Errorf("vCPU %d: %w", i, err)
 		}
 	}

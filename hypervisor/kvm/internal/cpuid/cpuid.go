@@ -30,6 +30,7 @@ const (
 	ecxDS64       = 1 << 2
 	ecxVMX        = 1 << 5
 	ecxPDCM       = 1 << 15
+	ecxDeadline   = 1 << 24
 	ecxHypervisor = 1 << 31
 	edxDS         = 1 << 21
 	edxHTT        = 1 << 28
@@ -40,8 +41,10 @@ const (
 )
 
 // For returns the CPUID entries of vCPU index out of count, each a core of one
-// package.
-func For(supported []kvmapi.CPUIDEntry, index, count int) []kvmapi.CPUIDEntry {
+// package. deadline says that KVM's APIC has the TSC deadline mode
+// (KVM_CAP_TSC_DEADLINE_TIMER), which it does not list with what it supports;
+// without it a guest calibrates the timer for a tenth of a second when it boots.
+func For(supported []kvmapi.CPUIDEntry, deadline bool, index, count int) []kvmapi.CPUIDEntry {
 	id, n := uint32(index), uint32(count)
 	var out []kvmapi.CPUIDEntry
 	for _, e := range supported {
@@ -49,6 +52,9 @@ func For(supported []kvmapi.CPUIDEntry, index, count int) []kvmapi.CPUIDEntry {
 		case leafFeatures:
 			e.EBX = e.EBX&0x0000_ffff | id<<24 | min(n, 255)<<16
 			e.ECX = e.ECX&^(ecxMonitor|ecxDS64|ecxVMX|ecxPDCM) | ecxHypervisor
+			if deadline {
+				e.ECX |= ecxDeadline
+			}
 			e.EDX &^= edxDS | edxHTT
 			if n > 1 {
 				e.EDX |= edxHTT

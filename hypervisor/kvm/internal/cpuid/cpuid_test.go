@@ -35,7 +35,7 @@ func TestThisHost(t *testing.T) {
 	}
 	for _, count := range []int{1, 2, 3, 4, 64} {
 		for id := range count {
-			es := For(supported, id, count)
+			es := For(supported, true, id, count)
 			f := leaf(t, es, leafFeatures, 0)
 			if f.EBX>>24 != uint32(id) || f.EBX>>16&0xff != uint32(count) || f.ECX&ecxHypervisor == 0 || f.ECX&(ecxVMX|ecxMonitor) != 0 {
 				t.Errorf("vCPU %d of %d: leaf 1 %+v", id, count, f)
@@ -68,7 +68,7 @@ func TestNothingThatCannotBeKept(t *testing.T) {
 		e.Function = f
 		supported = append(supported, e)
 	}
-	es := For(supported, 0, 1)
+	es := For(supported, false, 0, 1)
 	if e := leaf(t, es, leafExtended, 0); e.ECX&ecxSVM != 0 {
 		t.Error("SVM is shown")
 	}

@@ -94,6 +94,7 @@ const (
 	CapXSAVE             Cap = 55  // KVM_CAP_XSAVE
 	CapTSCControl        Cap = 60  // KVM_CAP_TSC_CONTROL
 	CapMaxVCPUs          Cap = 66  // KVM_CAP_MAX_VCPUS
+	CapTSCDeadline       Cap = 72  // KVM_CAP_TSC_DEADLINE_TIMER
 	CapSyncRegs          Cap = 74  // KVM_CAP_SYNC_REGS
 	CapReadonlyMem       Cap = 81  // KVM_CAP_READONLY_MEM
 	CapImmediateExit     Cap = 136 // KVM_CAP_IMMEDIATE_EXIT

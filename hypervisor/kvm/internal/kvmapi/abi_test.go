@@ -108,6 +108,7 @@ func TestABI(t *testing.T) {
 		{Expr: "KVM_CAP_XSAVE", Ours: uint64(CapXSAVE)},
 		{Expr: "KVM_CAP_TSC_CONTROL", Ours: uint64(CapTSCControl)},
 		{Expr: "KVM_CAP_MAX_VCPUS", Ours: uint64(CapMaxVCPUs)},
+		{Expr: "KVM_CAP_TSC_DEADLINE_TIMER", Ours: uint64(CapTSCDeadline)},
 		{Expr: "KVM_CAP_SYNC_REGS", Ours: uint64(CapSyncRegs)},
 		{Expr: "KVM_CAP_READONLY_MEM", Ours: uint64(CapReadonlyMem)},
 		{Expr: "KVM_CAP_IMMEDIATE_EXIT", Ours: uint64(CapImmediateExit)},

@@ -48,6 +48,9 @@ func everyKind(t *testing.T) {
 func rest(t *testing.T) {
 	t.Run("Execute", testExecute)
 	t.Run("Breakpoint", testBreakpoint)
+	t.Run("Replant", testReplant)
+	t.Run("TwoProcessors", testTwoProcessors)
+	t.Run("OwnINT3", testOwnINT3)
 	t.Run("Hardware", testHardware)
 	t.Run("HardwareSkip", testHardwareSkip)
 	t.Run("Step", testStep)
