@@ -42,7 +42,10 @@ func (a *app) runCommand() *cobra.Command {
 nested paging. The machine is a process of its own; all other commands see it as
 they see any VM, and it can be trapped, saved and cloned.
 
-The kernel is a bzImage (/boot/vmlinuz-…) or an ELF vmlinux with a PVH entry.
+The kernel is a bzImage (/boot/vmlinuz-…) or an ELF vmlinux with a PVH entry. One
+that is compressed with LZ4, Zstandard or gzip is decompressed, and moved to a
+random address, by the host, which is quicker; --guest-decompress leaves that to
+the kernel's own code.
 Disks are raw or qcow2 images or block devices; a format that is not given is told
 by the image. Network cards are tap interfaces that exist already.
 
@@ -69,6 +72,7 @@ saved with, as for a clone: another name, another copy of its disks.`,
 	f.StringVar(&o.cfg.Kernel, "kernel", "", "the kernel to boot")
 	f.StringVar(&o.cfg.Initrd, "initrd", "", "its initramfs")
 	f.StringVar(&o.cfg.CommandLine, "append", "console=ttyS0", "its command line")
+	f.BoolVar(&o.cfg.GuestDecompresses, "guest-decompress", false, "leave a compressed kernel to its own decompressor")
 	f.StringVar(&o.memory, "memory", "512M", "guest memory: 512M, 2G")
 	f.IntVar(&o.cfg.CPUs, "cpus", 1, "number of vCPUs")
 	f.StringArrayVar(&o.disks, "disk", nil, "a disk: PATH[,ro][,format=raw|qcow2][,serial=TEXT]; can be given again")

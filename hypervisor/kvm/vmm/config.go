@@ -16,6 +16,9 @@ type Config struct {
 	Kernel      string `json:"kernel"` // path: bzImage or ELF with a PVH entry
 	Initrd      string `json:"initrd,omitempty"`
 	CommandLine string `json:"command_line,omitempty"`
+	// GuestDecompresses leaves a bzImage to its own decompressor, for a kernel that
+	// does not come up otherwise.
+	GuestDecompresses bool `json:"guest_decompresses,omitempty"`
 
 	Disks   []DiskConfig `json:"disks,omitempty"`
 	Nets    []NetConfig  `json:"nets,omitempty"`

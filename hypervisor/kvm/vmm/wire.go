@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"runtime/debug"
 
 	"github.com/vantage-vmi/vantage/hypervisor"
 	"github.com/vantage-vmi/vantage/hypervisor/kvm/internal/acpi"
@@ -295,7 +296,7 @@ func (m *Machine) load() error {
 	}
 	c := boot.Config{
 		Kernel:      boot.File{ReaderAt: m.res.Kernel, Size: kernel.Size()},
-		CommandLine: m.cfg.CommandLine, RSDP: acpi.RSDP,
+		CommandLine: m.cfg.CommandLine, RSDP: acpi.RSDP, GuestDecompresses: m.cfg.GuestDecompresses,
 	}
 	if m.res.Initrd != nil {
 		size, err := m.res.Initrd.Seek(0, io.SeekEnd)
@@ -305,6 +306,7 @@ func (m *Machine) load() error {
 		c.Initrd = boot.File{ReaderAt: m.res.Initrd, Size: size}
 	}
 	regs, err := boot.Load(m.mem, c)
+	debug.FreeOSMemory() // what decompressing took is not the machine's
 	if err != nil {
 		return fmt.Errorf("kernel %s: %w", m.cfg.Kernel, err)
 	}

@@ -29,6 +29,8 @@ type Config struct {
 	Initrd      File // a nil ReaderAt: none
 	CommandLine string
 	RSDP        hypervisor.PhysAddr // of the ACPI tables; 0: none
+	// GuestDecompresses leaves a bzImage to its own decompressor.
+	GuestDecompresses bool
 }
 
 // Errors of Load, besides those of reading.

@@ -48,7 +48,7 @@ func TestBzImage(t *testing.T) {
 	for i := range initrd {
 		initrd[i] = byte(rand.Uint32())
 	}
-	regs, err := Load(mem, Config{Kernel: file(image), Initrd: file(initrd), CommandLine: "console=ttyS0 quiet", RSDP: 0xe0000})
+	regs, err := Load(mem, Config{Kernel: file(image), Initrd: file(initrd), CommandLine: "console=ttyS0 quiet", RSDP: 0xe0000, GuestDecompresses: true})
 	if err != nil {
 		t.Fatal(err)
 	}

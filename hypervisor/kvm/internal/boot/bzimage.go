@@ -2,6 +2,7 @@ package boot
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 
 	"github.com/vantage-vmi/vantage/hypervisor"
@@ -48,7 +49,9 @@ const (
 	mostOfKernel       int64 = 1 << 30
 )
 
-// loadBzImage follows "64-bit boot protocol" of boot.rst.
+// loadBzImage follows "64-bit boot protocol" of boot.rst. It decompresses the
+// kernel itself where it can, which the kernel would do with its caches and paging
+// not set up yet, and by a single processor that is a guest's.
 func loadBzImage(mem Memory, c Config, head []byte) (regs hypervisor.Registers, err error) {
 	le := binary.LittleEndian
 	if v := le.Uint16(head[offVersion:]); v < minProtocol {
@@ -76,17 +79,30 @@ func loadBzImage(mem Memory, c Config, head []byte) (regs hypervisor.Registers, 
 	if end > lowRAM(mem) {
 		return regs, fmt.Errorf("%w: the kernel alone needs memory up to %v: give it at least %d MiB", ErrMemory, end, uint64(end)>>20+1)
 	}
-	if err := read(mem, c.Kernel, setup, size, load); err != nil {
+	limit := hypervisor.PhysAddr(le.Uint32(head[offInitrdAddrMax:])) + 1
+	if flags&xlfAbove4G == 0 {
+		limit = min(limit, initrdMaxWithout4G+1)
+	}
+	entry, kaslr := load+entry64, false
+	err = errStock
+	if !c.GuestDecompresses {
+		// The initrd is put behind.
+		room := min(limit, lowRAM(mem)) - min(hypervisor.PhysAddr(c.Initrd.Size+hypervisor.PageSize), lowRAM(mem))
+		var p *place
+		if entry, p, err = unpack(mem, c, head, setup, load, room, need); err == nil {
+			end, kaslr = p.phys+hypervisor.PhysAddr(need), p.kaslr
+		}
+	}
+	if errors.Is(err, errStock) {
+		entry, err = load+entry64, read(mem, c.Kernel, setup, size, load)
+	}
+	if err != nil {
 		return regs, fmt.Errorf("read kernel: %w", err)
 	}
 
 	params := make([]byte, sizeBootParams)
 	headerEnd := min(0x202+int(head[offHeaderJump+1]), offE820Table, len(head))
 	copy(params[headerAt:], head[headerAt:headerEnd])
-	limit := hypervisor.PhysAddr(le.Uint32(head[offInitrdAddrMax:])) + 1
-	if flags&xlfAbove4G == 0 {
-		limit = min(limit, initrdMaxWithout4G+1)
-	}
 	initrd, err := placeInitrd(mem, c.Initrd, (end+hypervisor.PageSize-1)&^(hypervisor.PageSize-1), limit)
 	if err != nil {
 		return regs, err
@@ -99,6 +115,9 @@ func loadBzImage(mem Memory, c Config, head []byte) (regs hypervisor.Registers, 
 	}
 	params[offTypeOfLoader] = loaderUndefined
 	params[offLoadFlags] |= loadedHigh
+	if kaslr {
+		params[offLoadFlags] |= kaslrFlag // else the kernel leaves its own mappings where they are
+	}
 	le.PutUint16(params[offHeapEndPtr:], 0xfe00)
 	le.PutUint32(params[offCmdLinePtr:], uint32(layout.CommandLine))
 	le.PutUint64(params[offACPIRSDP:], uint64(c.RSDP))
@@ -120,7 +139,7 @@ func loadBzImage(mem Memory, c Config, head []byte) (regs hypervisor.Registers, 
 		return regs, err
 	}
 	regs, err = longMode(mem)
-	regs.RIP = hypervisor.VirtAddr(load + entry64)
+	regs.RIP = hypervisor.VirtAddr(entry)
 	regs.RSI = uint64(layout.BootParams)
 	return regs, err
 }
