@@ -152,16 +152,18 @@ func machine(t *testing.T, cfg Config, opt Options) (*Machine, *console) {
 func TestUnderNPT(t *testing.T) {
 	k, newer := labtest.Kernel(t, lab.Bookworm), labtest.Kernel(t, lab.Trixie)
 	cfg := lab.NestedConfig{Timeout: 12 * time.Minute, Tries: 2, InnerKernel: k, MoreKernels: []*lab.Kernel{newer}, GuestModules: guestModules, Modules: []string{"tun"}}
-	elf := *k
-	elf.Image = "/lab/vmlinux"
+	const elf = "/lab/vmlinux"
 	if !labtest.InsideNested() {
-		cfg.Files = append(cfg.Files, lab.File{Path: elf.Image, Host: vmlinux(t, k)})
+		cfg.Files = append(cfg.Files, lab.File{Path: elf, Host: vmlinux(t, k)})
 	}
 	labtest.NestedGroup(t, cfg, func(t *testing.T) {
-		t.Run("Boot", func(t *testing.T) { testBoot(t, k, 1) })
-		t.Run("BootSMP", func(t *testing.T) { testBoot(t, k, 4) })
-		t.Run("BootNewer", func(t *testing.T) { testBoot(t, newer, 4) })
-		t.Run("BootPVH", func(t *testing.T) { testBoot(t, &elf, 2) })
+		t.Run("Boot", func(t *testing.T) { testBoot(t, Config{Kernel: k.Image, CPUs: 1}, k) })
+		t.Run("BootSMP", func(t *testing.T) { testBoot(t, Config{Kernel: k.Image, CPUs: 4}, k) })
+		t.Run("BootNewer", func(t *testing.T) { testBoot(t, Config{Kernel: newer.Image, CPUs: 4}, newer) })
+		t.Run("BootDecompressor", func(t *testing.T) {
+			testBoot(t, Config{Kernel: newer.Image, CPUs: 1, GuestDecompresses: true}, newer)
+		})
+		t.Run("BootPVH", func(t *testing.T) { testBoot(t, Config{Kernel: elf, CPUs: 2}, k) })
 		t.Run("Disk", func(t *testing.T) { testDisk(t, k, 1) })
 		t.Run("DiskNewerSMP", func(t *testing.T) { testDisk(t, newer, 4) })
 		t.Run("Net", func(t *testing.T) { testNet(t, k, 1) })
@@ -184,20 +186,19 @@ const kernelLine = "console=ttyS0 panic=-1 no_timer_check quiet"
 
 const bootTime = 90 * time.Second
 
-func testBoot(t *testing.T, k *lab.Kernel, cpus int) {
+func testBoot(t *testing.T, cfg Config, k *lab.Kernel) {
+	cfg.Memory, cfg.CommandLine = 512<<20, kernelLine
+	cfg.Initrd = initramfs(t, k, "echo cpus=$(nproc); dmesg | grep -E 'ACPI.*(rror|arn|BUG)|Firmware Bug'; cat /proc/cpuinfo | grep -c hypervisor;"+
+		"cat /sys/devices/system/clocksource/clocksource0/current_clocksource; echo "+ready+"; poweroff -f")
 	start := time.Now()
-	m, c := machine(t, Config{
-		Memory: 512 << 20, CPUs: cpus, Kernel: k.Image, CommandLine: kernelLine,
-		Initrd: initramfs(t, k, "echo cpus=$(nproc); dmesg | grep -E 'ACPI.*(rror|arn|BUG)|Firmware Bug'; cat /proc/cpuinfo | grep -c hypervisor;"+
-			"cat /sys/devices/system/clocksource/clocksource0/current_clocksource; echo "+ready+"; poweroff -f"),
-	}, Options{})
+	m, c := machine(t, cfg, Options{})
 	c.wait(t, ready, 1, bootTime)
 	t.Logf("userspace after %v, %d exits", time.Since(start), m.vm.VCPUs()[0].Exits())
 	if out := ended(t, m, c); out.Kind != EventPowerOff {
 		t.Errorf("ended by %+v", out)
 	}
 	s := strings.ReplaceAll(c.String(), "\r", "")
-	if !strings.Contains(s, fmt.Sprintf("cpus=%d\n%d\nkvm-clock\n", cpus, cpus)) {
+	if !strings.Contains(s, fmt.Sprintf("cpus=%d\n%d\nkvm-clock\n", cfg.CPUs, cfg.CPUs)) {
 		t.Errorf("processors, clock or firmware complaints:\n%s", s)
 	}
 }
