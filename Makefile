@@ -35,8 +35,8 @@ test: setup ## All tests, real guests included
 lint: setup ## gofmt, go vet, golangci-lint with the walls between packages, govulncheck where it can run
 	@scripts/lint $(LINT_VERSION) $(VULN_VERSION)
 
-bench: setup build ## Measure every figure in docs/SPECIFICATION.md, in one run
-	@scripts/bench
+bench: setup build ## Measure every figure in docs/SPECIFICATION.md, in one run. ONLY=core: a part
+	@scripts/bench $(if $(ONLY),-only "$(ONLY)")
 
 fuzz: setup ## Run each fuzz test for FUZZTIME (default 10s)
 	@scripts/fuzz $(FUZZTIME)

@@ -30,6 +30,12 @@ var corePromises = map[string]figure{
 	"port-exit":   {Name: "core: port-I/O exit", Unit: "µs"},
 	"uffd-write":  {Name: "core: page write by userfaultfd over a port-I/O exit", Unit: "x"},
 	"page-no-ram": {Name: "core: trapped read over a port-I/O exit", Unit: "x"},
+
+	"page-write-beside": {Name: "core: page write beside what is watched, over a port-I/O exit", Unit: "x"},
+	"int3-push":         {Name: "core: breakpoint on what the engine does, over a port-I/O exit", Unit: "x"},
+	"hardware-x":        {Name: "core: debug register, execution, over a port-I/O exit", Unit: "x"},
+	"hardware-w":        {Name: "core: debug register, write, over a port-I/O exit", Unit: "x"},
+	"msr-read":          {Name: "core: trapped MSR read over a port-I/O exit", Unit: "x"},
 }
 
 // coreFigures lets the core's tests measure inside the beds: against QEMU under

@@ -17,6 +17,8 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -27,6 +29,7 @@ func main() {
 	flag.StringVar(&o.dir, "dir", "build/bench", "where the guest's RAM is kept between runs")
 	flag.StringVar(&o.json, "json", "", "write the figures to this file")
 	flag.IntVar(&o.runs, "runs", 5, "counted runs of each command")
+	flag.StringVar(&o.only, "only", "", "measure only what has this in its description, as: core")
 	flag.BoolVar(&o.reuse, "reuse", false, "use the RAM file of the last run when there is one")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -42,6 +45,7 @@ func main() {
 type options struct {
 	vantage, dir, json string
 	runs               int
+	only               string
 	reuse              bool
 }
 
@@ -69,7 +73,24 @@ func run(ctx context.Context, o options) error {
 		return err
 	}
 	ram := filepath.Join(o.dir, "guest-1g.raw")
-	if _, err := os.Stat(ram); err != nil || !o.reuse {
+	type part struct {
+		what string
+		ram  bool // reads the RAM file
+		do   func(context.Context, options, string) ([]figure, error)
+	}
+	parts := []part{
+		{"full physical scan against the yara command", true, scanFigures},
+		{"ps against sha256sum", true, psFigures},
+		{"what looks at the guest cost", true, lookFigures},
+		{"ps and modules against the crash utility", true, crashFigures},
+		{"virtual reads against memcpy", true, readFigures},
+		{"the core against QEMU, and what its traps cost", false, coreFigures},
+	}
+	parts = slices.DeleteFunc(parts, func(p part) bool { return !strings.Contains(p.what, o.only) })
+	if len(parts) == 0 {
+		return fmt.Errorf("-only %s: nothing is called so", o.only)
+	}
+	if _, err := os.Stat(ram); (err != nil || !o.reuse) && slices.ContainsFunc(parts, func(p part) bool { return p.ram }) {
 		fmt.Fprintln(os.Stderr, "bench: boot and fill a guest of 1 GiB")
 		if err := makeImage(ctx, ram); err != nil {
 			return fmt.Errorf("make the guest's RAM file: %w", err)
@@ -77,17 +98,7 @@ func run(ctx context.Context, o options) error {
 	}
 	start := time.Now()
 	var all []figure
-	for _, m := range []struct {
-		what string
-		do   func(context.Context, options, string) ([]figure, error)
-	}{
-		{"full physical scan against the yara command", scanFigures},
-		{"ps against sha256sum", psFigures},
-		{"what looks at the guest cost", lookFigures},
-		{"ps and modules against the crash utility", crashFigures},
-		{"virtual reads against memcpy", readFigures},
-		{"the core against QEMU, and what its traps cost", coreFigures},
-	} {
+	for _, m := range parts {
 		fmt.Fprintln(os.Stderr, "bench:", m.what)
 		fs, err := m.do(ctx, o, ram)
 		if err != nil {
