@@ -33,19 +33,17 @@ func TestUnderNPTTrixie(t *testing.T) {
 }
 
 func TestUnderEPT(t *testing.T) {
-	labtest.NestedGroup(t, lab.NestedConfig{Memory: lab.GiB, Bed: lab.EPT, Timeout: 9 * time.Minute}, everyKind)
+	labtest.NestedGroup(t, lab.NestedConfig{Memory: lab.GiB, Bed: lab.EPT, Timeout: 9 * time.Minute}, all)
 }
 
-// everyKind is what shows each kind of trap once, where all is slow.
-func everyKind(t *testing.T) {
+func all(t *testing.T) {
 	holdKVM(t)
 	t.Run("ReadOnlySlot", testReadOnlySlot)
+	t.Run("Userfault", testUserfault)
+	for _, m := range []hypervisor.Mechanism{hypervisor.MechanismReadOnlySlot, hypervisor.MechanismUserfault} {
+		t.Run("Hammer/"+string(m), func(t *testing.T) { testHammer(t, m) })
+	}
 	t.Run("Read", testRead)
-	rest(t)
-}
-
-// rest is what both do.
-func rest(t *testing.T) {
 	t.Run("Execute", testExecute)
 	t.Run("Breakpoint", testBreakpoint)
 	t.Run("Replant", testReplant)
@@ -60,17 +58,6 @@ func rest(t *testing.T) {
 	t.Run("Shutdown", testShutdown)
 	t.Run("Dirty", testDirty)
 	t.Run("Remove", testRemove)
-}
-
-func all(t *testing.T) {
-	holdKVM(t)
-	t.Run("ReadOnlySlot", testReadOnlySlot)
-	t.Run("Userfault", testUserfault)
-	for _, m := range []hypervisor.Mechanism{hypervisor.MechanismReadOnlySlot, hypervisor.MechanismUserfault} {
-		t.Run("Hammer/"+string(m), func(t *testing.T) { testHammer(t, m) })
-	}
-	t.Run("Read", testRead)
-	rest(t)
 }
 
 // withoutNested skips a test outside of the beds for what a KVM without nested

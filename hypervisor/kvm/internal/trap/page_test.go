@@ -98,10 +98,6 @@ func (g *guest) needs(m hypervisor.Mechanism) {
 	if err := g.e.Abilities().Userfault; err != nil {
 		labtest.Missing(g.t, "%v", err)
 	}
-	if ept() {
-		// Its processor wakes no more when it has nothing to do while a vCPU waits.
-		g.t.Skip("Bochs cannot: the NPT bed does, with two kernels")
-	}
 }
 
 // awaitPause returns when a trap's answer has paused the VM.
