@@ -38,9 +38,6 @@ func TestProgram(t *testing.T) {
 // The same program where INT3 leaves the guest: every instruction of a tiny guest
 // and functions of a stock kernel have breakpoints.
 func TestProgramUnderEPT(t *testing.T) {
-	if os.Getenv("VANTAGE_NIGHTLY") == "" && !labtest.InsideNested() {
-		t.Skip("boots a stock kernel under Bochs: VANTAGE_NIGHTLY=1 runs it")
-	}
 	k := labtest.Kernel(t, lab.Bookworm)
 	cfg := lab.NestedConfig{Bed: lab.EPT, Memory: lab.GiB, Timeout: 15 * time.Minute, InnerKernel: k, GuestModules: guestModules}
 	withProgram(t, &cfg)
