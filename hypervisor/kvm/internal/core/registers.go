@@ -22,27 +22,33 @@ const (
 
 // Registers returns the vCPU's general, segment and control registers: out of
 // the shared page where the last exit left them there, else by asking KVM.
-func (v *VCPU) Registers() (hypervisor.Registers, error) {
-	r := hypervisor.Registers{VCPU: v.index}
+func (v *VCPU) Registers() (r hypervisor.Registers, err error) {
+	err = v.ReadRegisters(&r)
+	return r, err
+}
+
+// ReadRegisters is Registers into r, which is all zero.
+func (v *VCPU) ReadRegisters(r *hypervisor.Registers) error {
+	r.VCPU = v.index
 	if v.synced&kvmapi.SyncRegs != 0 {
-		setGeneral(&r, v.run.Regs())
+		setGeneral(r, v.run.Regs())
 	} else {
 		regs, err := v.kvm.Regs()
 		if err != nil {
-			return r, fmt.Errorf("vCPU %d: %w", v.index, err)
+			return fmt.Errorf("vCPU %d: %w", v.index, err)
 		}
-		setGeneral(&r, &regs)
+		setGeneral(r, &regs)
 	}
 	if v.synced&kvmapi.SyncSregs != 0 {
-		setSpecial(&r, v.run.Sregs())
+		setSpecial(r, v.run.Sregs())
 	} else {
 		sregs, err := v.kvm.Sregs()
 		if err != nil {
-			return r, fmt.Errorf("vCPU %d: %w", v.index, err)
+			return fmt.Errorf("vCPU %d: %w", v.index, err)
 		}
-		setSpecial(&r, &sregs)
+		setSpecial(r, &sregs)
 	}
-	return r, nil
+	return nil
 }
 
 // RIP returns the vCPU's instruction pointer.
@@ -189,17 +195,21 @@ func general(r *hypervisor.Registers) kvmapi.Regs {
 }
 
 func setSpecial(r *hypervisor.Registers, s *kvmapi.Sregs) {
-	for _, p := range segments(r, s) {
-		*p.ours = hypervisor.Segment{
-			Selector: p.kvms.Selector, Base: p.kvms.Base, Limit: p.kvms.Limit,
-			Attributes: uint16(p.kvms.Type&15) | uint16(p.kvms.S&1)<<4 | uint16(p.kvms.DPL&3)<<5 | uint16(p.kvms.Present&1)<<7 |
-				uint16(p.kvms.AVL&1)<<12 | uint16(p.kvms.L&1)<<13 | uint16(p.kvms.DB&1)<<14 | uint16(p.kvms.G&1)<<15,
-		}
-	}
+	// One by one: this is done for each event of a trap.
+	r.CS, r.DS, r.ES, r.FS = segment(&s.CS), segment(&s.DS), segment(&s.ES), segment(&s.FS)
+	r.GS, r.SS, r.TR, r.LDT = segment(&s.GS), segment(&s.SS), segment(&s.TR), segment(&s.LDT)
 	r.GDT = hypervisor.Table{Base: hypervisor.VirtAddr(s.GDT.Base), Limit: s.GDT.Limit}
 	r.IDT = hypervisor.Table{Base: hypervisor.VirtAddr(s.IDT.Base), Limit: s.IDT.Limit}
 	r.CR0, r.CR2, r.CR3, r.CR4, r.EFER = s.CR0, s.CR2, s.CR3, s.CR4, s.EFER
 	r.Valid |= hypervisor.GroupSegments | hypervisor.GroupControl
+}
+
+func segment(k *kvmapi.Segment) hypervisor.Segment {
+	return hypervisor.Segment{
+		Selector: k.Selector, Base: k.Base, Limit: k.Limit,
+		Attributes: uint16(k.Type&15) | uint16(k.S&1)<<4 | uint16(k.DPL&3)<<5 | uint16(k.Present&1)<<7 |
+			uint16(k.AVL&1)<<12 | uint16(k.L&1)<<13 | uint16(k.DB&1)<<14 | uint16(k.G&1)<<15,
+	}
 }
 
 // special writes the groups of r that are valid into s.

@@ -52,6 +52,21 @@ func (in *Inst) Refs(r *hypervisor.Registers) []Ref {
 	return refs
 }
 
+// Writes reports whether in writes memory for certain, wherever that is.
+func (in *Inst) Writes() bool {
+	if in.Mem && !in.noAccess() {
+		if _, write := in.width(); write {
+			return true
+		}
+	}
+	for _, ref := range in.Refs(&hypervisor.Registers{}) {
+		if ref.Write {
+			return true
+		}
+	}
+	return false
+}
+
 // stack is the size of what PUSH and its like move.
 func (in *Inst) stack() int {
 	if in.Mode == Mode64 && in.OpSize == 4 {

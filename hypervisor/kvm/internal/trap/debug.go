@@ -68,7 +68,7 @@ func (e *Engine) control(c *vcpu) (d kvmapi.GuestDebug) {
 			d.Control |= kvmapi.GuestDebugBlockIRQ
 		}
 	}
-	if len(c.hardware) > 0 || time.Now().Before(c.stray) {
+	if len(c.hardware) > 0 || !c.stray.IsZero() && time.Now().Before(c.stray) {
 		d.Control |= kvmapi.GuestDebugEnable | kvmapi.GuestDebugUseHWBP
 		e.debugRegisters(c, &d)
 	}

@@ -93,6 +93,9 @@ type vcpu struct {
 	armed    kvmapi.GuestDebug  // what KVM was told last
 	again    uint64             // linear address of an instruction that was told and is not over
 	opened   []hypervisor.Frame // protected pages that its step has turned out to write
+	spare    *stop              // see take
+	writes   writes             // of instructions that were looked at
+	limit    *limit             // of a step; nil: a new one is made
 	stray    time.Time          // until then the trap flag of a removed trap may come back
 }
 

@@ -77,11 +77,9 @@ func (e *Engine) tell(v *core.VCPU, ts []*trap, ev *hypervisor.TrapEvent) answer
 // event makes an event of v with its registers.
 func (e *Engine) event(v *core.VCPU, kind hypervisor.TrapKind, access hypervisor.Access) *hypervisor.TrapEvent {
 	ev := &hypervisor.TrapEvent{Kind: kind, VCPU: v.Index(), Access: access}
-	r, err := v.Registers()
-	if err != nil {
+	if err := v.ReadRegisters(&ev.Registers); err != nil {
 		e.log.Warn("registers of a trapped vCPU cannot be read", "vcpu", v.Index(), "err", err)
 	}
-	ev.Registers = r
 	return ev
 }
 

@@ -27,10 +27,26 @@ type stop struct {
 
 // at looks at the instruction that v is at.
 func (e *Engine) at(v *core.VCPU, r *hypervisor.Registers) *stop {
-	s := &stop{v: v, regs: *r}
+	s := &stop{}
+	e.look(s, v, r)
+	return s
+}
+
+// look is at into s, which is all zero.
+func (e *Engine) look(s *stop, v *core.VCPU, r *hypervisor.Registers) {
+	s.v, s.regs = v, *r
 	s.n = e.fetch(v, r, insn.PC(r), s.code[:])
 	in, err := insn.Decode(s.code[:s.n], insn.ModeOf(r))
 	s.in, s.known = in, err == nil
+}
+
+// take returns a stop to be filled in; who is done with it makes it spare again.
+func (c *vcpu) take() *stop {
+	s := c.spare
+	if c.spare = nil; s == nil {
+		return &stop{}
+	}
+	*s = stop{out: s.out[:0]}
 	return s
 }
 
@@ -113,9 +129,7 @@ func (e *Engine) exec(s *stop, told []hypervisor.Frame) bool {
 		if !ok {
 			return 0, false
 		}
-		v := le(loadBytes(b), size)
-		e.unplant(v, gpa)
-		return number(v), true
+		return e.load(b, gpa), true
 	})
 	if !ok || st.Lock {
 		return false
@@ -128,6 +142,18 @@ func (e *Engine) exec(s *stop, told []hypervisor.Frame) bool {
 		e.store(s.v, gpa, b, st.Value)
 	}
 	return e.commit(s.v, &after)
+}
+
+// load reads up to 8 bytes of guest memory for the guest, which must not see what
+// is planted there.
+func (e *Engine) load(view []byte, gpa hypervisor.PhysAddr) uint64 {
+	v := loadBytes(view)
+	if e.breakpoints {
+		p := le(v, len(view))
+		e.unplant(p, gpa)
+		v = number(p)
+	}
+	return v
 }
 
 // commit gives v the general registers of r.
@@ -167,7 +193,7 @@ func (e *Engine) native(s *stop, told []hypervisor.Frame, around func(before boo
 	for _, st := range s.out {
 		e.plant(st)
 	}
-	s.out = nil
+	s.out = s.out[:0]
 	if around != nil {
 		around(false)
 	}

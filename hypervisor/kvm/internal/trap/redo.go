@@ -40,51 +40,54 @@ func (w written) tell(ev *hypervisor.TrapEvent) {
 // lastWrite finds the instruction that wrote data at gpa. r is the state behind
 // it.
 func (e *Engine) lastWrite(v *core.VCPU, r *hypervisor.Registers, gpa hypervisor.PhysAddr, data []byte) (w written) {
-	mode := insn.ModeOf(r)
 	pc := insn.PC(r)
-	var code [2 * insn.MaxLen]byte
-	// What is in front may be on a page of its own, which need not be there.
-	front := e.fetchBack(v, r, pc, code[:insn.MaxLen])
-	n := e.fetch(v, r, pc, code[insn.MaxLen:])
-	try := func(in *insn.Inst, before hypervisor.Registers) {
-		for _, ref := range in.Refs(&before) {
-			if !ref.Write || ref.Size != 0 && ref.Size < len(data) {
-				continue
-			}
-			// Wide stores are handed out in pieces, and one may begin a page earlier.
-			at, ok := e.translate(v, r, ref.Addr)
-			if !ok || gpa < at || int(gpa-at)+len(data) > max(ref.Size, len(data)) {
-				continue
-			}
-			addr := ref.Addr + uint64(gpa-at)
-			if w.found {
-				w.ripKnown = false
-				w.addrKnown = w.addrKnown && w.addr == addr
-				w.same = w.same && w.in.Map == in.Map && w.in.Opcode == in.Opcode && w.in.ModRM == in.ModRM
-			} else {
-				w.addr, w.addrKnown, w.ripKnown, w.same = addr, true, true, true
-			}
-			// The longest has all prefixes.
-			w.found, w.in, w.before = true, *in, before
-			return
-		}
-	}
-	// A repeated string instruction that is not over: RIP is still on it.
-	if in, err := insn.Decode(code[insn.MaxLen:insn.MaxLen+n], mode); err == nil && in.Rep != 0 {
-		if before, ok := undo(&in, r, data, false); ok {
-			try(&in, before)
-		}
-	}
-	for size := 1; size <= front; size++ {
-		in, err := insn.Decode(code[insn.MaxLen-size:insn.MaxLen], mode)
-		if err != nil || in.Len != size {
-			continue
-		}
-		if before, ok := undo(&in, r, data, true); ok {
-			try(&in, before)
+	var code window
+	front, n := e.fetchAround(v, r, pc, &code)
+	for _, c := range e.vcpus[v.Index()].writes.at(pc, &code, front, n, insn.ModeOf(r)) {
+		before, ok := undo(&c.in, r, data, !c.stays)
+		if ok {
+			e.tryWrite(&w, v, r, &c.in, &before, gpa, len(data))
 		}
 	}
 	return w
+}
+
+// tryWrite makes in, which began with the registers before, what w is, when it can
+// have written n bytes at gpa.
+func (e *Engine) tryWrite(w *written, v *core.VCPU, r *hypervisor.Registers, in *insn.Inst, before *hypervisor.Registers, gpa hypervisor.PhysAddr, n int) {
+	for _, ref := range in.Refs(before) {
+		if !ref.Write || ref.Size != 0 && ref.Size < n {
+			continue
+		}
+		// Wide stores are handed out in pieces, and one may begin a page earlier.
+		at, ok := e.translate(v, r, ref.Addr)
+		if !ok || gpa < at || int(gpa-at)+n > max(ref.Size, n) {
+			continue
+		}
+		addr := ref.Addr + uint64(gpa-at)
+		if w.found {
+			w.ripKnown = false
+			w.addrKnown = w.addrKnown && w.addr == addr
+			w.same = w.same && w.in.Map == in.Map && w.in.Opcode == in.Opcode && w.in.ModRM == in.ModRM
+		} else {
+			w.addr, w.addrKnown, w.ripKnown, w.same = addr, true, true, true
+		}
+		// The longest has all prefixes.
+		w.found, w.in, w.before = true, *in, *before
+		return
+	}
+}
+
+// fetchAround reads what is in front of a linear address and from it on, and
+// returns how many bytes of each it could.
+func (e *Engine) fetchAround(v *core.VCPU, r *hypervisor.Registers, pc uint64, code *window) (front, n int) {
+	if off := pc % hypervisor.PageSize; off >= insn.MaxLen && off <= hypervisor.PageSize-insn.MaxLen {
+		if e.fetch(v, r, pc-insn.MaxLen, code[:]) == len(code) {
+			return insn.MaxLen, insn.MaxLen
+		}
+	}
+	// What is in front may be on a page of its own, which need not be there.
+	return e.fetchBack(v, r, pc, code[:insn.MaxLen]), e.fetch(v, r, pc, code[insn.MaxLen:])
 }
 
 // fetchBack reads the bytes in front of a linear address to the end of p, and

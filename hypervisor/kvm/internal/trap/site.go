@@ -216,9 +216,10 @@ func (e *Engine) breakpointHit(v *core.VCPU) {
 	}
 	a := answer{verb: hypervisor.TrapContinue}
 	if again := c.again == pc; !again && !returned {
-		ev := e.event(v, hypervisor.TrapBreakpoint, hypervisor.AccessExecute)
-		ev.Addr, ev.Virt, ev.Size = gpa, hypervisor.VirtAddr(pc), 1
-		ev.Known = hypervisor.KnownAddr | hypervisor.KnownVirt | hypervisor.KnownRIP
+		ev := &hypervisor.TrapEvent{
+			Kind: hypervisor.TrapBreakpoint, VCPU: v.Index(), Access: hypervisor.AccessExecute, Registers: r,
+			Addr: gpa, Virt: hypervisor.VirtAddr(pc), Size: 1, Known: hypervisor.KnownAddr | hypervisor.KnownVirt | hypervisor.KnownRIP,
+		}
 		if a = e.tell(v, s.traps, ev); a.ended {
 			return
 		}
@@ -243,12 +244,15 @@ func (e *Engine) leaveBreakpoint(v *core.VCPU, r *hypervisor.Registers, gpa hype
 			return
 		}
 	}
+	c := e.vcpus[v.Index()]
 	// The trap may have been removed meanwhile: what is there is the guest's own.
 	s := e.sites.Load().byAddr[gpa]
 	if s != nil && !s.planted.Load() {
 		s = nil
 	}
-	at := e.at(v, r)
+	at := c.take()
+	defer func() { c.spare = at }()
+	e.look(at, v, r)
 	switch a.verb {
 	case hypervisor.TrapSkip, hypervisor.TrapDeny:
 		if at.known {

@@ -66,6 +66,32 @@ func (l *leaks) take(r *hypervisor.Registers) bool {
 	return false
 }
 
+// limit ends a step that takes too long.
+type limit struct {
+	timer   *time.Timer
+	expired atomic.Bool
+}
+
+func (c *vcpu) startLimit() *atomic.Bool {
+	if c.limit == nil {
+		l := &limit{}
+		l.timer = time.AfterFunc(stepLimit, func() {
+			l.expired.Store(true)
+			c.core.Kick()
+		})
+		c.limit = l
+		return &l.expired
+	}
+	c.limit.timer.Reset(stepLimit)
+	return &c.limit.expired
+}
+
+func (c *vcpu) stopLimit() {
+	if !c.limit.timer.Stop() {
+		c.limit = nil // it has expired, or is about to: not the next step's
+	}
+}
+
 // step lets the processor do one instruction. v is alone, has no exit pending,
 // and all that the instruction needs is in place.
 func (e *Engine) step(s *stop) stepEnd {
@@ -76,12 +102,8 @@ func (e *Engine) step(s *stop) stepEnd {
 	}
 	e.faults.stepping.Store(v)
 	defer e.faults.stepping.Store(nil)
-	var expired atomic.Bool
-	timer := time.AfterFunc(stepLimit, func() {
-		expired.Store(true)
-		v.Kick()
-	})
-	defer timer.Stop()
+	expired := c.startLimit()
+	defer c.stopLimit()
 
 	d := e.control(c)
 	d.Control |= kvmapi.GuestDebugEnable | kvmapi.GuestDebugSingleStep
@@ -95,7 +117,7 @@ func (e *Engine) step(s *stop) stepEnd {
 			return stepEnded
 		}
 		var dr6 uint64
-		end, dr6 = e.enterStep(s, &expired)
+		end, dr6 = e.enterStep(s, expired)
 		hits |= dr6
 		if end != stepDone || !s.known || s.in.Rep == 0 {
 			break
