@@ -54,7 +54,7 @@ func coreFigures(ctx context.Context, o options, _ string) ([]figure, error) {
 		{"./hypervisor/kvm/launch", "^TestProgram$/^Detached$", lab.NestedConfig{
 			InnerKernel: k, GuestModules: []string{"virtio_pci", "virtio_blk", "virtio_rng"}, Programs: map[string]string{"vantage": o.vantage},
 		}},
-		{"./hypervisor/kvm/internal/trap", "^TestFigures$", lab.NestedConfig{Bed: lab.EPT, Memory: 768 * lab.MiB}},
+		{"./hypervisor/kvm/internal/trap", "^TestFigures$", lab.NestedConfig{Bed: lab.EPT, ClaimedClock: true, Memory: lab.GiB}},
 	} {
 		binary := filepath.Join(o.dir, "figures.test")
 		cmd := exec.CommandContext(ctx, "go", "test", "-c", "-o", binary, run.pkg)

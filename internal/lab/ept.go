@@ -100,12 +100,14 @@ func makeISO(ctx context.Context, dir string, cfg NestedConfig, files []File) er
 	if err != nil {
 		return fmt.Errorf("EPT bed: %w", err)
 	}
-	// Its processor claims a time stamp counter of 3.5 GHz, and counts instructions:
-	// every delay and timeout would take 35 times as long as it should.
+	clock := "tsc_early_khz=" + strconv.Itoa(eptIPS/1000)
+	if cfg.ClaimedClock {
+		clock = ""
+	}
 	// The processor's own mitigations would be most of what is measured, a clock that
 	// is watched is called unstable on a busy machine, and a processor that halts
 	// makes Bochs sleep: then its time hardly goes on.
-	grub := "linux /boot/vmlinuz console=ttyS0 panic=-1 quiet idle=poll tsc=reliable tsc_early_khz=" + strconv.Itoa(eptIPS/1000) +
+	grub := "linux /boot/vmlinuz console=ttyS0 panic=-1 quiet idle=poll tsc=reliable " + clock +
 		" mitigations=off no_timer_check nokaslr random.trust_cpu=on\ninitrd /boot/initramfs\nboot\n"
 	for name, b := range map[string][]byte{"vmlinuz": kernel, "grub/grub.cfg": []byte(grub)} {
 		if err := os.WriteFile(filepath.Join(boot, name), b, 0o644); err != nil {

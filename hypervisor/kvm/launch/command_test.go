@@ -42,7 +42,7 @@ func TestProgramUnderEPT(t *testing.T) {
 	cfg := lab.NestedConfig{Bed: lab.EPT, Memory: lab.GiB, Timeout: 15 * time.Minute, InnerKernel: k, GuestModules: guestModules}
 	withProgram(t, &cfg)
 	labtest.NestedGroup(t, cfg, func(t *testing.T) {
-		t.Run("KilledClients", func(t *testing.T) { testKilledTiny(t, 100) })
+		t.Run("KilledClients", func(t *testing.T) { testKilledTiny(t, 200) })
 		t.Run("StockKernel", func(t *testing.T) { testStockKernel(t, k) })
 	})
 }
