@@ -166,8 +166,9 @@ type TrapAnswer struct {
 }
 
 // TrapHandler answers one event. Handlers of different vCPUs run at the same
-// time; of one vCPU, one after the other. ev is the handler's to keep. It must
-// not call Pause or SetTrap of its own VM: the answer says what to do.
+// time; of one vCPU, one after the other. ev is valid until the handler returns; a
+// copy of *ev, which shares Old and New, may be kept. It must not call Pause or
+// SetTrap of its own VM: the answer says what to do.
 type TrapHandler func(ev *TrapEvent) TrapAnswer
 
 // Trapper sets traps on a running guest.

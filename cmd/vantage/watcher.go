@@ -64,8 +64,9 @@ func (w *watcher) handler(spec *watchSpec) hypervisor.TrapHandler {
 		if ev.Lost {
 			w.lost++
 		}
+		kept := *ev
 		select {
-		case w.events <- watched{at, spec, ev}:
+		case w.events <- watched{at, spec, &kept}:
 			w.taken++
 		default:
 			w.unprinted++

@@ -89,14 +89,15 @@ type vcpu struct {
 	steps    []*trap // that are told of every instruction
 	once     []*trap // that are told of the next one
 	swallow  hypervisor.VirtAddr
-	theirs   [4]int             // the guest's own debug register that ours behind hardware stands for; -1: none
-	armed    kvmapi.GuestDebug  // what KVM was told last
-	again    uint64             // linear address of an instruction that was told and is not over
-	opened   []hypervisor.Frame // protected pages that its step has turned out to write
-	spare    *stop              // see take
-	writes   writes             // of instructions that were looked at
-	limit    *limit             // of a step; nil: a new one is made
-	stray    time.Time          // until then the trap flag of a removed trap may come back
+	theirs   [4]int               // the guest's own debug register that ours behind hardware stands for; -1: none
+	armed    kvmapi.GuestDebug    // what KVM was told last
+	again    uint64               // linear address of an instruction that was told and is not over
+	opened   []hypervisor.Frame   // protected pages that its step has turned out to write
+	ev       hypervisor.TrapEvent // that is being told
+	spare    *stop                // see take
+	writes   writes               // of instructions that were looked at
+	limit    *limit               // of a step; nil: a new one is made
+	stray    time.Time            // until then the trap flag of a removed trap may come back
 }
 
 // Abilities are what this host's KVM can do for traps.

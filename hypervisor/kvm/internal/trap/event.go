@@ -74,9 +74,10 @@ func (e *Engine) tell(v *core.VCPU, ts []*trap, ev *hypervisor.TrapEvent) answer
 	return a
 }
 
-// event makes an event of v with its registers.
+// event makes an event of v with its registers: good until the next one of v.
 func (e *Engine) event(v *core.VCPU, kind hypervisor.TrapKind, access hypervisor.Access) *hypervisor.TrapEvent {
-	ev := &hypervisor.TrapEvent{Kind: kind, VCPU: v.Index(), Access: access}
+	ev := &e.vcpus[v.Index()].ev
+	*ev = hypervisor.TrapEvent{Kind: kind, VCPU: v.Index(), Access: access}
 	if err := v.ReadRegisters(&ev.Registers); err != nil {
 		e.log.Warn("registers of a trapped vCPU cannot be read", "vcpu", v.Index(), "err", err)
 	}

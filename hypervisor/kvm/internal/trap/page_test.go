@@ -69,6 +69,9 @@ func testWrite(t *testing.T, m hypervisor.Mechanism) {
 			}
 			evs := told.all()
 			if len(evs) != 1 {
+				for _, ev := range evs {
+					t.Log(show(ev))
+				}
 				t.Fatalf("%d events", len(evs))
 			}
 			ev := evs[0]

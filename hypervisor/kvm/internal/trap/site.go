@@ -216,7 +216,8 @@ func (e *Engine) breakpointHit(v *core.VCPU) {
 	}
 	a := answer{verb: hypervisor.TrapContinue}
 	if again := c.again == pc; !again && !returned {
-		ev := &hypervisor.TrapEvent{
+		ev := &c.ev
+		*ev = hypervisor.TrapEvent{
 			Kind: hypervisor.TrapBreakpoint, VCPU: v.Index(), Access: hypervisor.AccessExecute, Registers: r,
 			Addr: gpa, Virt: hypervisor.VirtAddr(pc), Size: 1, Known: hypervisor.KnownAddr | hypervisor.KnownVirt | hypervisor.KnownRIP,
 		}
