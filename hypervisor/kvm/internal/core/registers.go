@@ -78,13 +78,12 @@ func (v *VCPU) SetRIP(rip hypervisor.VirtAddr) error {
 // SetGeneral writes the general registers, where the last exit left them in the
 // shared page without asking KVM. A pending exit must be complete.
 func (v *VCPU) SetGeneral(r *hypervisor.Registers) error {
-	regs := general(r)
-	*v.run.Regs() = regs
+	*v.run.Regs() = general(r)
 	if v.synced&kvmapi.SyncRegs != 0 {
 		v.run.SetDirty(kvmapi.SyncRegs)
 		return nil
 	}
-	return v.kvm.SetRegs(&regs)
+	return v.kvm.SetRegs(v.run.Regs())
 }
 
 // Flush gives KVM what SetRIP and SetGeneral have left in the shared page: before

@@ -92,6 +92,16 @@ func (c *VCPU) msrs(name string, req uintptr, entries []MSREntry) (int, error) {
 	if len(entries) > maxMSRs {
 		return 0, fmt.Errorf("%s: %d MSRs, at most %d", name, len(entries), maxMSRs)
 	}
+	if len(entries) <= len(fewMSRs{}.entries) {
+		t := &fewMSRs{nmsrs: uint32(len(entries))}
+		copy(t.entries[:], entries)
+		n, err := ioctlCount(c.fd, req, t)
+		if err != nil {
+			return 0, named(name, err)
+		}
+		copy(entries[:n], t.entries[:n])
+		return n, nil
+	}
 	t := &msrTable{nmsrs: uint32(len(entries))}
 	copy(t.entries[:], entries)
 	n, err := ioctlCount(c.fd, req, t)

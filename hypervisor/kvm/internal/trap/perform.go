@@ -36,7 +36,25 @@ func (e *Engine) at(v *core.VCPU, r *hypervisor.Registers) *stop {
 func (e *Engine) look(s *stop, v *core.VCPU, r *hypervisor.Registers) {
 	s.v, s.regs = v, *r
 	s.n = e.fetch(v, r, insn.PC(r), s.code[:])
-	in, err := insn.Decode(s.code[:s.n], insn.ModeOf(r))
+	e.decode(s)
+}
+
+// lookAt is look where it is known that the instruction is at gpa.
+func (e *Engine) lookAt(s *stop, v *core.VCPU, r *hypervisor.Registers, gpa hypervisor.PhysAddr) {
+	if gpa.Offset() > hypervisor.PageSize-insn.MaxLen {
+		e.look(s, v, r)
+		return
+	}
+	s.v, s.regs = v, *r
+	if b, err := e.mem.View(gpa, insn.MaxLen); err == nil {
+		s.n = copy(s.code[:], b)
+		e.unplant(s.code[:], gpa)
+	}
+	e.decode(s)
+}
+
+func (e *Engine) decode(s *stop) {
+	in, err := insn.Decode(s.code[:s.n], insn.ModeOf(&s.regs))
 	s.in, s.known = in, err == nil
 }
 

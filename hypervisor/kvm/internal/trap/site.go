@@ -253,7 +253,7 @@ func (e *Engine) leaveBreakpoint(v *core.VCPU, r *hypervisor.Registers, gpa hype
 	}
 	at := c.take()
 	defer func() { c.spare = at }()
-	e.look(at, v, r)
+	e.lookAt(at, v, r, gpa)
 	switch a.verb {
 	case hypervisor.TrapSkip, hypervisor.TrapDeny:
 		if at.known {
