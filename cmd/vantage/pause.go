@@ -22,8 +22,9 @@ With --pause the guest stands still while it is looked at, so that the answer is
 of one moment; how long it did is said on stderr (JSON: vm paused_seconds). It
 runs again afterwards, also after an error or Ctrl-C, and a second process sees
 to it when this one is killed (kill -9): only when both are killed it stays
-paused, until 'cont' is sent to its monitor. A guest that was paused already
-stays so. A memory file stands still anyway. Needs a free QMP socket.`
+paused, until 'cont' is sent to its monitor. A machine of our own core is held, and
+let go whatever ends us. A guest that was paused already stays so. A memory file
+stands still anyway. QEMU's guests need a free QMP socket.`
 
 // looking adds to commands that look into one guest what they have in common.
 func (a *app) looking(cmds ...*cobra.Command) []*cobra.Command {
@@ -62,7 +63,7 @@ func (a *app) still(ctx context.Context, name string, vm hypervisor.VM, do func(
 		}
 		return a.printStill(name, 0, "it was paused before, and stays so")
 	}
-	guard, err := startGuard(ctx, vm.Info().URI)
+	halt, goOn, err := standstill(ctx, name, vm, p)
 	if err != nil {
 		return fmt.Errorf("pause %s: %w", name, err)
 	}
@@ -72,19 +73,9 @@ func (a *app) still(ctx context.Context, name string, vm hypervisor.VM, do func(
 	var start, end time.Time
 	resume := func() error {
 		a.stdout, a.stderr = out, errs
-		// Not under ctx: Ctrl-C must not keep the guest from running on.
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), resumeWithin)
-		defer cancel()
-		err := p.Resume(ctx)
+		err := goOn()
 		end = time.Now()
-		if errors.Is(err, hypervisor.ErrGone) {
-			err = nil // the look itself has said so
-		}
-		if err != nil {
-			guard.abandon() // it goes on trying
-			return fmt.Errorf("%s may still be paused, send 'cont' to its monitor: %w", name, err)
-		}
-		return guard.dismiss()
+		return err
 	}
 	done := false
 	defer func() {
@@ -93,7 +84,7 @@ func (a *app) still(ctx context.Context, name string, vm hypervisor.VM, do func(
 		}
 	}()
 	start = time.Now()
-	if err = p.Pause(ctx); err == nil {
+	if err = halt(ctx); err == nil {
 		err = do()
 	} else {
 		err = fmt.Errorf("pause %s: %w", name, err)
@@ -107,6 +98,40 @@ func (a *app) still(ctx context.Context, name string, vm hypervisor.VM, do func(
 		return err // of its own kind: it has the exit status
 	}
 	return errors.Join(err, rerr)
+}
+
+// standstill returns what pauses a VM and what lets it run on, which is called in
+// any case. Where the driver cannot hold a VM for as long as we live, a guard
+// watches over us.
+func standstill(ctx context.Context, name string, vm hypervisor.VM, p hypervisor.Pauser) (halt func(context.Context) error, goOn func() error, err error) {
+	if h, err := hypervisor.As[hypervisor.Holder](vm); err == nil {
+		release := func() error { return nil }
+		return func(ctx context.Context) error {
+			r, err := h.Hold(ctx)
+			if err == nil {
+				release = r
+			}
+			return err
+		}, func() error { return release() }, nil
+	}
+	guard, err := startGuard(ctx, vm.Info().URI)
+	if err != nil {
+		return nil, nil, err
+	}
+	return p.Pause, func() error {
+		// Not under ctx: Ctrl-C must not keep the guest from running on.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), resumeWithin)
+		defer cancel()
+		err := p.Resume(ctx)
+		if errors.Is(err, hypervisor.ErrGone) {
+			err = nil // the look itself has said so
+		}
+		if err != nil {
+			guard.abandon() // it goes on trying
+			return fmt.Errorf("%s may still be paused, send 'cont' to its monitor: %w", name, err)
+		}
+		return guard.dismiss()
+	}, nil
 }
 
 // printStill tells how long a guest stood still for us, at most.

@@ -160,6 +160,12 @@ func testDetached(t *testing.T, k *lab.Kernel) {
 	if status != 0 || !slices.Contains(comms, "init") || !slices.Contains(comms, "sleep") || !slices.Contains(comms, "kthreadd") {
 		t.Errorf("ps: status %d: %v %s", status, comms, errs)
 	}
+	if out, errs, status = vantage(t, "ps", "web", "--pause", "--json"); status != 0 || !strings.Contains(out, `"comm":"sleep"`) || !strings.Contains(errs, "paused_seconds") {
+		t.Errorf("ps --pause: status %d: %s%s", status, out, errs)
+	}
+	if out, errs, status = vantage(t, "info", "web", "--json"); status != 0 || !strings.Contains(out, `"running"`) {
+		t.Errorf("info: it does not run on: status %d: %s%s", status, out, errs)
+	}
 	b, err := os.ReadFile(console)
 	if err != nil {
 		t.Fatal(err)

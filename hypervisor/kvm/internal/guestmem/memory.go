@@ -1,7 +1,7 @@
-// Package guestmem is the RAM of a machine of ours: a memfd, mapped twice. One
-// mapping is given to KVM, and traps are armed on it; the other is for devices,
-// handlers and the loader, which never fault on a trap. Clients map the memfd
-// for themselves.
+// Package guestmem is the RAM of a machine of ours: a file in memory (NewFile),
+// mapped twice. One mapping is given to KVM, and traps are armed on it; the other is
+// for devices, handlers and the loader, which never fault on a trap. Clients map the
+// file for themselves.
 //
 // It must not import anything but packages hypervisor, bus and layout.
 package guestmem
