@@ -2,7 +2,9 @@ package trap
 
 import (
 	"bytes"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/vantage-vmi/vantage/hypervisor"
 	"github.com/vantage-vmi/vantage/internal/lab/labtest"
@@ -22,6 +24,8 @@ const storeGuest = `
 func testReadOnlySlot(t *testing.T) { testWrite(t, hypervisor.MechanismReadOnlySlot) }
 
 func testUserfault(t *testing.T) { testWrite(t, hypervisor.MechanismUserfault) }
+
+const comesBehind = "without nested paging the host now and then lets a thread of the kernel wait for the page: then the event comes behind the write"
 
 // testWrite traps a write with each verb.
 func testWrite(t *testing.T, m hypervisor.Mechanism) {
@@ -50,14 +54,23 @@ func testWrite(t *testing.T, m hypervisor.Mechanism) {
 				Kind: hypervisor.TrapPage, Access: hypervisor.AccessWrite, Addr: dataAt + 0x10, Size: 8, Mechanism: m,
 			}, told.handle)
 			g.start()
+			behind := m == hypervisor.MechanismUserfault && !labtest.InsideNested()
+			if c.paused && !g.awaitPause() {
+				if behind && told.late(g) {
+					t.Skip(comesBehind)
+				}
+				t.Fatal("it was not paused")
+			}
 			if c.paused {
-				g.awaitPause()
 				if got := g.read(dataAt+0x10, 8); !bytes.Equal(got, c.want) {
 					t.Errorf("paused with %x there", got)
 				}
 				g.vm.Go()
 			}
 			g.wait(1)
+			if behind && told.late(g) {
+				t.Skip(comesBehind)
+			}
 			if got := g.read(dataAt+0x10, 8); !bytes.Equal(got, c.want) {
 				t.Errorf("%x is there, want %x", got, c.want)
 			}
@@ -92,6 +105,18 @@ func testWrite(t *testing.T, m hypervisor.Mechanism) {
 	}
 }
 
+// late reports whether a write was told without the vCPU that made it. At least one
+// event has come when it returns.
+func (l *events) late(g *guest) bool {
+	g.t.Helper()
+	for end := time.Now().Add(patienceOfTests); len(l.all()) == 0; {
+		if time.Now().After(end) {
+			g.stuck()
+		}
+	}
+	return slices.ContainsFunc(l.all(), func(ev hypervisor.TrapEvent) bool { return ev.Known&hypervisor.KnownRIP == 0 })
+}
+
 // needs skips the test where the host lacks a mechanism.
 func (g *guest) needs(m hypervisor.Mechanism) {
 	g.t.Helper()
@@ -103,10 +128,14 @@ func (g *guest) needs(m hypervisor.Mechanism) {
 	}
 }
 
-// awaitPause returns when a trap's answer has paused the VM.
-func (g *guest) awaitPause() {
+// awaitPause returns when a trap's answer has paused the VM; false: the guest has
+// run to its end.
+func (g *guest) awaitPause() bool {
 	g.t.Helper()
 	for !g.vm.Stopped() {
+		if len(g.done) > 0 {
+			return false
+		}
 		select {
 		case r := <-g.end:
 			g.t.Fatalf("the guest ended: %+v", r)
@@ -115,6 +144,7 @@ func (g *guest) awaitPause() {
 	}
 	g.vm.Stop() // returns when all stand
 	g.vm.Go()
+	return true
 }
 
 // hammerGuest changes memory atomically 2,000 times: INC, XADD, CMPXCHG, XCHG.
