@@ -2,6 +2,7 @@ package boot
 
 import (
 	"bytes"
+	"compress/gzip"
 	"encoding/binary"
 	"errors"
 	"math/rand/v2"
@@ -149,6 +150,7 @@ func header() []byte {
 // to a panic, and never far.
 func FuzzLoad(f *testing.F) {
 	f.Add(header(), []byte("initrd"), "quiet")
+	f.Add(packed(f), []byte{}, "")
 	if b, err := os.ReadFile("/proc/self/exe"); err == nil {
 		f.Add(b[:min(len(b), 8192)], []byte{}, "")
 	}
@@ -159,6 +161,64 @@ func FuzzLoad(f *testing.F) {
 			t.Errorf("the entry is at %v", regs.RIP)
 		}
 	})
+}
+
+// packed is a bzImage whose payload is a vmlinux of a few bytes, with one
+// relocation of each kind.
+func packed(t testing.TB) []byte {
+	t.Helper()
+	le := binary.LittleEndian
+	elf := make([]byte, 4096+64)
+	copy(elf, "\x7fELF\x02\x01\x01")
+	le.PutUint16(elf[16:], 2)
+	le.PutUint16(elf[18:], 62)
+	le.PutUint64(elf[24:], 0x1000000)
+	le.PutUint64(elf[32:], 64)
+	le.PutUint64(elf[40:], uint64(len(elf))) // no sections: the end
+	le.PutUint16(elf[54:], 56)
+	le.PutUint16(elf[56:], 1)
+	le.PutUint16(elf[58:], 64)
+	p := elf[64:]
+	le.PutUint32(p, 1)
+	le.PutUint64(p[8:], 4096)
+	le.PutUint64(p[24:], 0x1000000)
+	le.PutUint64(p[32:], 64)
+	le.PutUint64(p[40:], 4096)
+	for _, v := range []uint32{0, 0x81000000, 0, 0x81000008, 0, 0x81000010} {
+		elf = le.AppendUint32(elf, v)
+	}
+	var b bytes.Buffer
+	z := gzip.NewWriter(&b)
+	if _, err := z.Write(elf); err != nil {
+		t.Fatal(err)
+	}
+	if err := z.Close(); err != nil {
+		t.Fatal(err)
+	}
+	k := header()[:1024]
+	le.PutUint32(k[0x230:], 2<<20)
+	le.PutUint32(k[0x24c:], uint32(b.Len()))
+	return append(k, b.Bytes()...)
+}
+
+// Each relocation is done by how far the kernel is moved.
+func TestRelocations(t *testing.T) {
+	k := packed(t)
+	mem := memory(t, 64<<20)
+	for range 8 {
+		entry, p, err := unpack(mem, Config{Kernel: file(k)}, k[:1024], 1024, 16<<20, 64<<20, 1<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := mem.View(p.phys, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		le := binary.LittleEndian
+		if entry != p.phys || le.Uint64(b) != p.virt || le.Uint32(b[8:]) != -uint32(p.virt) || le.Uint32(b[16:]) != uint32(p.virt) || !p.kaslr {
+			t.Errorf("moved by %#x to %v: %x, entry %v", p.virt, p.phys, b[:24], entry)
+		}
+	}
 }
 
 func TestHeaderIsTaken(t *testing.T) {
