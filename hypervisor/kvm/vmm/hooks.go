@@ -27,7 +27,7 @@ func (h *hooks) Shutdown(v *core.VCPU) bool {
 // newTraps makes the engine; attachTraps ties it to the machine's VM.
 func (m *Machine) newTraps() *hooks {
 	m.traps = trap.New(trap.Config{
-		Memory: m.mem, Userfault: m.res.Userfault, Pause: m.pauseSoon, Logger: m.log,
+		Memory: m.mem, Userfault: m.res.Userfault, NestedPaging: !m.cfg.NoNestedPaging, Pause: m.pauseSoon, Logger: m.log,
 	})
 	return &hooks{Engine: m.traps, m: m}
 }

@@ -25,6 +25,9 @@ type Config struct {
 	// Userfault is an open /dev/userfaultfd. Without it the process's own rights
 	// must do; where they do not, page writes are trapped by memory slots alone.
 	Userfault *os.File
+	// NestedPaging says that KVM has EPT or NPT. Without it a vCPU that waits in a
+	// userfaultfd was seen to go on before it was told of, so that is not used.
+	NestedPaging bool
 	// Pause pauses the VM soon. It is called on a vCPU's thread and must not wait;
 	// nil is core.VM.StopSoon.
 	Pause  func()
@@ -38,6 +41,7 @@ type Engine struct {
 	log   *slog.Logger
 	pause func()
 	dev   *os.File
+	npt   bool // or EPT
 
 	vm  *core.VM
 	kvm *kvmapi.VM
@@ -112,7 +116,7 @@ type Abilities struct {
 
 // New makes an engine.
 func New(c Config) *Engine {
-	e := &Engine{mem: c.Memory, log: c.Logger, pause: c.Pause, dev: c.Userfault, traps: map[hypervisor.TrapID]*trap{}}
+	e := &Engine{mem: c.Memory, log: c.Logger, pause: c.Pause, dev: c.Userfault, npt: c.NestedPaging, traps: map[hypervisor.TrapID]*trap{}}
 	if e.log == nil {
 		e.log = slog.New(slog.DiscardHandler)
 	}

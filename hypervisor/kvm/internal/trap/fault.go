@@ -2,6 +2,7 @@ package trap
 
 import (
 	"bytes"
+	"errors"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -58,6 +59,10 @@ const patience = 5 * time.Millisecond
 // openFaults makes userfaultfd ready where the host has it.
 func (e *Engine) openFaults() error {
 	f := &e.faults
+	if !e.npt {
+		e.can.Userfault = errors.New("a host whose KVM has nested paging (EPT or NPT) is needed")
+		return nil
+	}
 	f.fd, e.can.Userfault = uffd.New(e.dev)
 	if e.can.Userfault != nil {
 		return nil //nolint:nilerr // it is an ability that is missing, and kept as such

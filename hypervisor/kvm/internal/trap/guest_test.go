@@ -96,7 +96,7 @@ func newGuest(t *testing.T, vcpus int, code string, opts ...option) *guest {
 	if err == nil {
 		defer dev.Close()
 	}
-	g.e = New(Config{Memory: mem, Userfault: dev})
+	g.e = New(Config{Memory: mem, Userfault: dev, NestedPaging: labtest.InsideNested()})
 	var ports bus.Bus
 	for port, h := range map[uint64]bus.Handler{portOut: said{g.said}, portEnd: ended{g.done}} {
 		size := uint64(1)

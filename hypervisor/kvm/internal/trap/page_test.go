@@ -2,9 +2,7 @@ package trap
 
 import (
 	"bytes"
-	"slices"
 	"testing"
-	"time"
 
 	"github.com/vantage-vmi/vantage/hypervisor"
 	"github.com/vantage-vmi/vantage/internal/lab/labtest"
@@ -24,8 +22,6 @@ const storeGuest = `
 func testReadOnlySlot(t *testing.T) { testWrite(t, hypervisor.MechanismReadOnlySlot) }
 
 func testUserfault(t *testing.T) { testWrite(t, hypervisor.MechanismUserfault) }
-
-const comesBehind = "without nested paging the host now and then lets a thread of the kernel wait for the page: then the event comes behind the write"
 
 // testWrite traps a write with each verb.
 func testWrite(t *testing.T, m hypervisor.Mechanism) {
@@ -54,23 +50,14 @@ func testWrite(t *testing.T, m hypervisor.Mechanism) {
 				Kind: hypervisor.TrapPage, Access: hypervisor.AccessWrite, Addr: dataAt + 0x10, Size: 8, Mechanism: m,
 			}, told.handle)
 			g.start()
-			behind := m == hypervisor.MechanismUserfault && !labtest.InsideNested()
-			if c.paused && !g.awaitPause() {
-				if behind && told.late(g) {
-					t.Skip(comesBehind)
-				}
-				t.Fatal("it was not paused")
-			}
 			if c.paused {
+				g.awaitPause()
 				if got := g.read(dataAt+0x10, 8); !bytes.Equal(got, c.want) {
 					t.Errorf("paused with %x there", got)
 				}
 				g.vm.Go()
 			}
 			g.wait(1)
-			if behind && told.late(g) {
-				t.Skip(comesBehind)
-			}
 			if got := g.read(dataAt+0x10, 8); !bytes.Equal(got, c.want) {
 				t.Errorf("%x is there, want %x", got, c.want)
 			}
@@ -92,7 +79,7 @@ func testWrite(t *testing.T, m hypervisor.Mechanism) {
 				ev.Size != 8 || !bytes.Equal(ev.Old, old) || !bytes.Equal(ev.New, stored) || ev.Mechanism != m || ev.Sequence != 1 {
 				t.Errorf("%s", show(ev))
 			}
-			if ev.Landed && (m == hypervisor.MechanismReadOnlySlot || labtest.InsideNested()) {
+			if ev.Landed {
 				t.Error("it has landed")
 			}
 			if all := hypervisor.KnownAddr | hypervisor.KnownVirt | hypervisor.KnownOld | hypervisor.KnownNew | hypervisor.KnownRIP; ev.Known != all {
@@ -105,37 +92,24 @@ func testWrite(t *testing.T, m hypervisor.Mechanism) {
 	}
 }
 
-// late reports whether a write was told without the vCPU that made it. At least one
-// event has come when it returns.
-func (l *events) late(g *guest) bool {
-	g.t.Helper()
-	for end := time.Now().Add(patienceOfTests); len(l.all()) == 0; {
-		if time.Now().After(end) {
-			g.stuck()
-		}
-	}
-	return slices.ContainsFunc(l.all(), func(ev hypervisor.TrapEvent) bool { return ev.Known&hypervisor.KnownRIP == 0 })
-}
-
 // needs skips the test where the host lacks a mechanism.
 func (g *guest) needs(m hypervisor.Mechanism) {
 	g.t.Helper()
 	if m != hypervisor.MechanismUserfault {
 		return
 	}
+	if !labtest.InsideNested() {
+		g.t.Skip("there is no userfaultfd without nested paging: the beds do this")
+	}
 	if err := g.e.Abilities().Userfault; err != nil {
 		labtest.Missing(g.t, "%v", err)
 	}
 }
 
-// awaitPause returns when a trap's answer has paused the VM; false: the guest has
-// run to its end.
-func (g *guest) awaitPause() bool {
+// awaitPause returns when a trap's answer has paused the VM.
+func (g *guest) awaitPause() {
 	g.t.Helper()
 	for !g.vm.Stopped() {
-		if len(g.done) > 0 {
-			return false
-		}
 		select {
 		case r := <-g.end:
 			g.t.Fatalf("the guest ended: %+v", r)
@@ -144,7 +118,6 @@ func (g *guest) awaitPause() bool {
 	}
 	g.vm.Stop() // returns when all stand
 	g.vm.Go()
-	return true
 }
 
 // hammerGuest changes memory atomically 2,000 times: INC, XADD, CMPXCHG, XCHG.
