@@ -52,6 +52,9 @@ func testRemove(t *testing.T) {
 	}
 	if g.e.Abilities().Breakpoint {
 		for _, off := range []hypervisor.PhysAddr{0, 1, 4, 11, 13, 29, 30} {
+			if off == 4 && ept() {
+				continue // it uses what page traps watch: the same
+			}
 			kinds = append(kinds, hypervisor.Trap{Kind: hypervisor.TrapBreakpoint, Addr: codeAt + 0x1000 + off})
 		}
 	}
