@@ -107,12 +107,17 @@ func standstill(ctx context.Context, name string, vm hypervisor.VM, p hypervisor
 	if h, err := hypervisor.As[hypervisor.Holder](vm); err == nil {
 		release := func() error { return nil }
 		return func(ctx context.Context) error {
-			r, err := h.Hold(ctx)
-			if err == nil {
-				release = r
-			}
-			return err
-		}, func() error { return release() }, nil
+				r, err := h.Hold(ctx)
+				if err == nil {
+					release = r
+				}
+				return err
+			}, func() error {
+				if err := release(); err != nil {
+					return fmt.Errorf("let %s run on: %w", name, err)
+				}
+				return nil
+			}, nil
 	}
 	guard, err := startGuard(ctx, vm.Info().URI)
 	if err != nil {

@@ -136,7 +136,7 @@ func printFigures(fs []figure) (missed int) {
 				verdict = "MISSED"
 				missed++
 			}
-			promise = fmt.Sprintf("%s %g: %s", word, f.Limit, verdict)
+			promise = fmt.Sprintf("%s %.3g: %s", word, f.Limit, verdict)
 		}
 		fmt.Printf("%-46s %12.4g %-8s %s\n", f.Name, f.Value, f.Unit, promise)
 		if f.Detail != "" {

@@ -2,7 +2,6 @@ package boot
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 
 	"github.com/vantage-vmi/vantage/hypervisor"
@@ -50,8 +49,7 @@ const (
 )
 
 // loadBzImage follows "64-bit boot protocol" of boot.rst. It decompresses the
-// kernel itself where it can, which the kernel would do with its caches and paging
-// not set up yet, and by a single processor that is a guest's.
+// kernel itself where it can, which is quicker than what the guest would do.
 func loadBzImage(mem Memory, c Config, head []byte) (regs hypervisor.Registers, err error) {
 	le := binary.LittleEndian
 	if v := le.Uint16(head[offVersion:]); v < minProtocol {
@@ -83,22 +81,21 @@ func loadBzImage(mem Memory, c Config, head []byte) (regs hypervisor.Registers, 
 	if flags&xlfAbove4G == 0 {
 		limit = min(limit, initrdMaxWithout4G+1)
 	}
-	entry, kaslr := load+entry64, false
-	err = errStock
+	var p *place
+	var entry hypervisor.PhysAddr
 	if !c.GuestDecompresses {
-		// The initrd is put behind.
-		room := min(limit, lowRAM(mem)) - min(hypervisor.PhysAddr(c.Initrd.Size+hypervisor.PageSize), lowRAM(mem))
-		var p *place
-		if entry, p, err = unpack(mem, c, head, setup, load, room, need); err == nil {
-			end, kaslr = p.phys+hypervisor.PhysAddr(need), p.kaslr
+		room := min(limit, lowRAM(mem))
+		room -= min(room, hypervisor.PhysAddr(c.Initrd.Size+hypervisor.PageSize)) // it is put behind
+		entry, p, err = unpack(mem, c, head, setup, load, room, need)
+	}
+	if c.GuestDecompresses || err != nil {
+		// The kernel says for itself what is wrong with its payload.
+		p, entry = &place{phys: load}, load+entry64
+		if err := read(mem, c.Kernel, setup, size, load); err != nil {
+			return regs, fmt.Errorf("read kernel: %w", err)
 		}
 	}
-	if errors.Is(err, errStock) {
-		entry, err = load+entry64, read(mem, c.Kernel, setup, size, load)
-	}
-	if err != nil {
-		return regs, fmt.Errorf("read kernel: %w", err)
-	}
+	end = p.phys + hypervisor.PhysAddr(need)
 
 	params := make([]byte, sizeBootParams)
 	headerEnd := min(0x202+int(head[offHeaderJump+1]), offE820Table, len(head))
@@ -115,7 +112,7 @@ func loadBzImage(mem Memory, c Config, head []byte) (regs hypervisor.Registers, 
 	}
 	params[offTypeOfLoader] = loaderUndefined
 	params[offLoadFlags] |= loadedHigh
-	if kaslr {
+	if p.kaslr {
 		params[offLoadFlags] |= kaslrFlag // else the kernel leaves its own mappings where they are
 	}
 	le.PutUint16(params[offHeapEndPtr:], 0xfe00)

@@ -12,9 +12,6 @@ import (
 	"github.com/pierrec/lz4/v4"
 )
 
-// errStock says why a kernel is left to its own decompressor.
-var errStock = errors.New("left to the kernel's own decompressor")
-
 // Offsets in the setup header of the compressed kernel, from where the code behind
 // the setup begins (boot.rst, payload_offset and payload_length).
 const (
@@ -29,7 +26,7 @@ func payload(f File, head []byte, setup int64, most uint64) (r io.ReadCloser, le
 	le := binary.LittleEndian
 	off, size := setup+int64(le.Uint32(head[offPayloadOffset:])), int64(le.Uint32(head[offPayloadLength:]))
 	if size < 16 || off > f.Size || size > f.Size-off {
-		return nil, 0, fmt.Errorf("%w: %d bytes of payload at %d", errStock, size, off)
+		return nil, 0, fmt.Errorf("%d bytes of payload at %d", size, off)
 	}
 	in := io.NewSectionReader(f, off, size-sizeOfLength)
 	magic, tail := make([]byte, 4), make([]byte, sizeOfLength)
@@ -41,7 +38,7 @@ func payload(f File, head []byte, setup int64, most uint64) (r io.ReadCloser, le
 		return nil, 0, err
 	}
 	if length = uint64(le.Uint32(tail)); length > most {
-		return nil, 0, fmt.Errorf("%w: %d bytes of payload decompressed", errStock, length)
+		return nil, 0, fmt.Errorf("%d bytes of payload decompressed", length)
 	}
 	switch {
 	case le.Uint32(magic) == lz4Magic:
@@ -56,11 +53,11 @@ func payload(f File, head []byte, setup int64, most uint64) (r io.ReadCloser, le
 	case bytes.HasPrefix(magic, []byte("\x1f\x8b")):
 		z, err := gzip.NewReader(io.NewSectionReader(f, off, size)) // has it as its own
 		if err != nil {
-			return nil, 0, fmt.Errorf("%w: %w", errStock, err)
+			return nil, 0, err
 		}
 		r = z
 	default:
-		return nil, 0, fmt.Errorf("%w: compressed in a way that begins with %x", errStock, magic)
+		return nil, 0, fmt.Errorf("compressed in a way that begins with %x", magic)
 	}
 	return r, length, nil
 }
@@ -109,7 +106,7 @@ func (r *lz4Reader) next() error {
 	r.at += 4
 	n := int64(binary.LittleEndian.Uint32(length[:]))
 	if n == 0 || n > int64(lz4.CompressBlockBound(lz4Block)) || n > r.in.Size()-r.at {
-		return fmt.Errorf("%w: an LZ4 block of %d bytes", errStock, n)
+		return fmt.Errorf("an LZ4 block of %d bytes", n)
 	}
 	src := make([]byte, n)
 	if _, err := r.in.ReadAt(src, r.at); err != nil {
@@ -118,11 +115,11 @@ func (r *lz4Reader) next() error {
 	r.at += n
 	m, err := lz4.UncompressBlock(src, r.block)
 	if err != nil {
-		return fmt.Errorf("%w: %w", errStock, err)
+		return err
 	}
 	r.data = r.block[:m]
 	if m == 0 {
-		return fmt.Errorf("%w: an empty LZ4 block", errStock)
+		return errors.New("an empty LZ4 block")
 	}
 	return nil
 }

@@ -42,13 +42,13 @@ type place struct {
 func choosePlace(pref, end hypervisor.PhysAddr, size, align uint64, commandLine string) (place, error) {
 	p := place{pref: pref, phys: pref, size: size}
 	if align < minAlignment || align&(align-1) != 0 || uint64(pref)&(align-1) != 0 || pref+hypervisor.PhysAddr(size) > end {
-		return p, fmt.Errorf("%w: %d bytes at %v, aligned to %#x", errStock, size, pref, align)
+		return p, fmt.Errorf("%d bytes at %v, aligned to %#x", size, pref, align)
 	}
 	if slices.Contains(strings.Fields(commandLine), "nokaslr") {
 		return p, nil
 	}
 	if uint64(pref)+size > kernelImageSize {
-		return p, fmt.Errorf("%w: %d bytes are too many to be moved", errStock, size)
+		return p, fmt.Errorf("%d bytes are too many to be moved", size)
 	}
 	slots := func(room uint64) (uint64, error) {
 		n, err := rand.Int(rand.Reader, new(big.Int).SetUint64(room/align+1))
@@ -83,7 +83,7 @@ func (s *stream) fill(p []byte) error {
 
 func (s *stream) skipTo(at uint64) error {
 	if at < s.at {
-		return fmt.Errorf("%w: parts of vmlinux overlap", errStock)
+		return errors.New("parts of vmlinux overlap")
 	}
 	n, err := io.CopyN(io.Discard, s, int64(at-s.at))
 	s.at += uint64(n)
@@ -91,18 +91,14 @@ func (s *stream) skipTo(at uint64) error {
 }
 
 // loadVmlinux puts what r decompresses to, length bytes, at its place and returns its 64-bit
-// entry. Wrapped errStock says that the kernel is one that it does not understand
-// to the last byte; then p's memory is zero again.
+// entry. After an error p's memory is zero again.
 func loadVmlinux(mem Memory, r io.Reader, length uint64, p *place) (hypervisor.PhysAddr, error) {
 	image, err := mem.View(p.phys, p.size)
 	if err != nil {
-		return 0, fmt.Errorf("%w: %w", ErrMemory, err)
+		return 0, err
 	}
 	defer mem.Dirtied(p.phys, p.size)
 	entry, err := fillVmlinux(image, &stream{Reader: io.LimitReader(r, int64(length))}, length, p)
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		err = fmt.Errorf("%w: its payload is cut off", errStock)
-	}
 	if err != nil {
 		clear(image)
 	}
@@ -121,7 +117,7 @@ func fillVmlinux(image []byte, s *stream, length uint64, p *place) (entry hyperv
 	for _, seg := range h.segments {
 		at := seg.Paddr - uint64(p.pref)
 		if seg.Paddr < uint64(p.pref) || at > p.size || seg.Memsz > p.size-at || seg.Filesz > seg.Memsz {
-			return 0, fmt.Errorf("%w: a segment of %d bytes at %#x", errStock, seg.Memsz, seg.Paddr)
+			return 0, fmt.Errorf("a segment of %d bytes at %#x", seg.Memsz, seg.Paddr)
 		}
 		if err := s.skipTo(seg.Off); err != nil {
 			return 0, err
@@ -132,13 +128,13 @@ func fillVmlinux(image []byte, s *stream, length uint64, p *place) (entry hyperv
 	}
 	at := h.entry - uint64(p.pref)
 	if h.entry < uint64(p.pref) || at >= p.size {
-		return 0, fmt.Errorf("%w: its entry is at %#x", errStock, h.entry)
+		return 0, fmt.Errorf("its entry is at %#x", h.entry)
 	}
 	if err := s.skipTo(h.end); err != nil {
 		return 0, err
 	}
 	if h.end > length || length-h.end > mostOfRelocs {
-		return 0, fmt.Errorf("%w: %d bytes behind %d of vmlinux", errStock, length-h.end, h.end)
+		return 0, fmt.Errorf("%d bytes behind %d of vmlinux", length-h.end, h.end)
 	}
 	relocs := make([]byte, length-h.end)
 	if err := s.fill(relocs); err != nil {
@@ -169,7 +165,7 @@ func readHeader(b []byte) (*vmlinuxHeader, error) {
 	if string(h.Ident[:4]) != elf.ELFMAG || h.Ident[elf.EI_CLASS] != byte(elf.ELFCLASS64) || h.Machine != uint16(elf.EM_X86_64) ||
 		h.Phentsize != size || h.Phnum == 0 || h.Phnum > mostOfSegments || h.Phoff > uint64(len(b)-mostOfSegments*size) ||
 		h.Shentsize != 64 || h.Shoff > uint64(mostOfKernel) {
-		return nil, fmt.Errorf("%w: its payload is not the vmlinux that is known", errStock)
+		return nil, errors.New("its payload is not the vmlinux that is known")
 	}
 	out := &vmlinuxHeader{entry: h.Entry, end: h.Shoff + uint64(h.Shnum)*uint64(h.Shentsize)}
 	for i := range uint64(h.Phnum) {
@@ -181,7 +177,7 @@ func readHeader(b []byte) (*vmlinuxHeader, error) {
 			continue
 		}
 		if p.Off < uint64(len(b)) || p.Off > uint64(mostOfKernel) || p.Filesz > uint64(mostOfKernel) {
-			return nil, fmt.Errorf("%w: a segment of %d bytes at %d in its payload", errStock, p.Filesz, p.Off)
+			return nil, fmt.Errorf("a segment of %d bytes at %d in its payload", p.Filesz, p.Off)
 		}
 		out.segments = append(out.segments, p)
 	}
@@ -201,7 +197,7 @@ func readHeader(b []byte) (*vmlinuxHeader, error) {
 func relocate(image, relocs []byte, p *place) error {
 	le := binary.LittleEndian
 	if len(relocs)%4 != 0 || le.Uint32(relocs) != 0 {
-		return fmt.Errorf("%w: %d bytes of relocations", errStock, len(relocs))
+		return fmt.Errorf("%d bytes of relocations", len(relocs))
 	}
 	var lists [][]byte
 	start := 4
@@ -215,7 +211,7 @@ func relocate(image, relocs []byte, p *place) error {
 		for i := 0; i < len(list); i += 4 {
 			at := uint64(int64(int32(le.Uint32(list[i:])))) - startKernelMap - uint64(p.pref)
 			if at > p.size-width {
-				return fmt.Errorf("%w: a relocation at %#x", errStock, le.Uint32(list[i:]))
+				return fmt.Errorf("a relocation at %#x", le.Uint32(list[i:]))
 			}
 			f(image[at:])
 		}
@@ -227,7 +223,7 @@ func relocate(image, relocs []byte, p *place) error {
 		less = lists[1]
 	case 2:
 	default:
-		return fmt.Errorf("%w: %d lists of relocations", errStock, len(lists))
+		return fmt.Errorf("%d lists of relocations", len(lists))
 	}
 	delta := uint32(p.virt)
 	return errors.Join(
@@ -237,7 +233,8 @@ func relocate(image, relocs []byte, p *place) error {
 	)
 }
 
-// unpack decompresses a bzImage to a place below end and returns its entry.
+// unpack decompresses a bzImage to a place below end and returns its entry. An error
+// says that the kernel is one that it does not understand to the last byte.
 func unpack(mem Memory, c Config, head []byte, setup int64, pref, end hypervisor.PhysAddr, need uint64) (hypervisor.PhysAddr, *place, error) {
 	if end > layout.LowRAMEnd {
 		end = layout.LowRAMEnd // longMode's tables reach beyond

@@ -130,22 +130,33 @@ func differences(a, b []byte, delta uint32) (n int) {
 // A payload that is cut off or damaged is left to the guest, with nothing of it in
 // memory.
 func TestDamagedPayload(t *testing.T) {
-	image := kernel(t)
-	setup := (int64(image[0x1f1]) + 1) * 512
-	for _, at := range []int{0, 4, 1000, 5 << 20, 13 << 20} {
-		bad := bytes.Clone(image)
-		off := int(setup) + int(binary.LittleEndian.Uint32(bad[0x248:]))
-		for i := range 64 {
-			bad[off+at+i] ^= 0xff
-		}
-		mem := memory(t, 256<<20)
-		regs, err := Load(mem, Config{Kernel: file(bad)})
+	for _, suite := range []lab.Suite{lab.Bookworm, lab.Trixie} {
+		image, err := os.ReadFile(labtest.Kernel(t, suite).Image)
 		if err != nil {
 			t.Fatal(err)
 		}
-		code, err := mem.View(hypervisor.PhysAddr(regs.RIP)-0x200, uint64(len(bad))-uint64(setup))
-		if err != nil || !bytes.Equal(code, bad[setup:]) {
-			t.Errorf("damaged at %d: it is not the guest's to decompress: entry %v, %v", at, regs.RIP, err)
+		for _, at := range []int{0, 4, 1000, 5 << 20, 10 << 20} {
+			damaged(t, image, at)
 		}
+	}
+}
+
+// damaged boots image with some bytes of its payload turned round.
+func damaged(t *testing.T, image []byte, at int) {
+	t.Helper()
+	setup := (int64(image[0x1f1]) + 1) * 512
+	bad := bytes.Clone(image)
+	off := int(setup) + int(binary.LittleEndian.Uint32(bad[0x248:]))
+	for i := range 64 {
+		bad[off+at+i] ^= 0xff
+	}
+	mem := memory(t, 256<<20)
+	regs, err := Load(mem, Config{Kernel: file(bad)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	code, err := mem.View(hypervisor.PhysAddr(regs.RIP)-0x200, uint64(len(bad))-uint64(setup))
+	if err != nil || !bytes.Equal(code, bad[setup:]) {
+		t.Errorf("damaged at %d: it is not the guest's to decompress: entry %v, %v", at, regs.RIP, err)
 	}
 }

@@ -221,12 +221,6 @@ type msrTable struct {
 	entries  [maxMSRs]MSREntry
 }
 
-// fewMSRs is msrTable for those of one trap: an event must not clear 16 KiB.
-type fewMSRs struct {
-	nmsrs, _ uint32
-	entries  [4]MSREntry
-}
-
 type msrList struct {
 	nmsrs   uint32
 	indices [maxMSRs]uint32

@@ -2,6 +2,7 @@ package kvmapi
 
 import (
 	"fmt"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -88,21 +89,16 @@ func (c *VCPU) SetMSRs(entries []MSREntry) (int, error) {
 	return c.msrs("KVM_SET_MSRS", setMSRs, entries)
 }
 
+// msrTables are used again: an event of a trap must not clear 16 KiB for one MSR.
+var msrTables = sync.Pool{New: func() any { return new(msrTable) }}
+
 func (c *VCPU) msrs(name string, req uintptr, entries []MSREntry) (int, error) {
 	if len(entries) > maxMSRs {
 		return 0, fmt.Errorf("%s: %d MSRs, at most %d", name, len(entries), maxMSRs)
 	}
-	if len(entries) <= len(fewMSRs{}.entries) {
-		t := &fewMSRs{nmsrs: uint32(len(entries))}
-		copy(t.entries[:], entries)
-		n, err := ioctlCount(c.fd, req, t)
-		if err != nil {
-			return 0, named(name, err)
-		}
-		copy(entries[:n], t.entries[:n])
-		return n, nil
-	}
-	t := &msrTable{nmsrs: uint32(len(entries))}
+	t := msrTables.Get().(*msrTable)
+	defer msrTables.Put(t)
+	t.nmsrs = uint32(len(entries))
 	copy(t.entries[:], entries)
 	n, err := ioctlCount(c.fd, req, t)
 	if err != nil {
