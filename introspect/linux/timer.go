@@ -23,7 +23,8 @@ type Timer struct {
 	// Expires is when it fires, on its clock: nanoseconds, of realtime since
 	// 1970, of the others since the boot; of the wheel, jiffies.
 	Expires int64 `json:"expires"`
-	// Left is Expires less the CPU's jiffies; of the wheel only.
+	// Left is how many jiffies the CPU's wheel still waits: it fires a timer at the
+	// end of its bucket, up to an eighth of its timeout behind Expires.
 	Left int64 `json:"left,omitempty"`
 	// Function is what is called, and whose it is.
 	Function Code `json:"function"`

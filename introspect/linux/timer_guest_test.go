@@ -94,3 +94,17 @@ func compareTimerList(t *testing.T, list string, got map[string]bool) (compared 
 	}
 	return compared
 }
+
+// Timers of a Debian 11 guest that had run for eight minutes: their times were
+// over, and their bucket's was not.
+func TestBucketEnd(t *testing.T) {
+	const clk = 4295016191
+	for _, expires := range []uint64{4295012936, 4295014235} {
+		if end := bucketEnd(expires, 4*64+11); end != 4295016448 || end < clk {
+			t.Errorf("%d: the wheel fires it at %d", expires, end)
+		}
+	}
+	if end := bucketEnd(1000, 41); end != 1001 {
+		t.Errorf("in the finest level a timer of 1000 fires at %d", end)
+	}
+}

@@ -125,7 +125,7 @@ func (l *timerLook) wheel(ctx context.Context, cpu int, at hypervisor.VirtAddr) 
 				continue
 			}
 			err := r.walkHList(ctx, vectors+hypervisor.VirtAddr(8*v), maxTimers, func(node hypervisor.VirtAddr) error {
-				return l.wheelTimer(cpu, clk, node-hypervisor.VirtAddr(f.entry.off))
+				return l.wheelTimer(cpu, v, clk, node-hypervisor.VirtAddr(f.entry.off))
 			})
 			if err != nil {
 				if ctx.Err() != nil || errors.Is(err, ErrLimit) {
@@ -138,13 +138,21 @@ func (l *timerLook) wheel(ctx context.Context, cpu int, at hypervisor.VirtAddr) 
 	return nil
 }
 
-func (l *timerLook) wheelTimer(cpu int, clk uint64, at hypervisor.VirtAddr) error {
+// bucketEnd returns when the wheel fires a timer that is in a bucket: each level of
+// 64 of them is eight times as coarse as the one before (kernel/time/timer.c,
+// calc_index, LVL_CLK_SHIFT and LVL_BITS).
+func bucketEnd(expires uint64, bucket int) uint64 {
+	shift := 3 * (bucket / 64)
+	return (expires>>shift + 1) << shift
+}
+
+func (l *timerLook) wheelTimer(cpu, bucket int, clk uint64, at hypervisor.VirtAddr) error {
 	f, r := l.f, &l.g.r
 	o, _, err := r.object(nil, at, f.span)
 	if err != nil {
 		return err
 	}
-	t := Timer{Kind: TimerWheel, CPU: cpu, Clock: "jiffies", Expires: int64(o.uint(f.expires)), Left: int64(o.uint(f.expires) - clk), KernelAddress: at}
+	t := Timer{Kind: TimerWheel, CPU: cpu, Clock: "jiffies", Expires: int64(o.uint(f.expires)), Left: int64(bucketEnd(o.uint(f.expires), bucket) - clk), KernelAddress: at}
 	fn := o.ptr(f.fn)
 	switch {
 	case fn == 0:
